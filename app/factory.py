@@ -47,6 +47,7 @@ from app.spotify.applications.lookup import Applications
 from app.spotify.applications.pauses import ApplicationPauses
 from app.spotify.clients.accounts import SpotifyAccounts
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
+from app.spotify.clients.application import ApplicationKind
 from app.spotify.clients.capacity import WEB_API_QUEUE, accounts_waiters, web_api_slots
 from app.spotify.clients.client_limits import ClientLimitsRegistry
 from app.spotify.clients.metrics import RateLimitCollector
@@ -261,7 +262,10 @@ def _build_token_service(
     refresher = Refresher(
         accounts, bulkhead, applications, pauses, RedisLocks(client), cipher, config.refresh_lead
     )
-    refreshes: SingleFlight[GrantSnapshot] = SingleFlight(accounts_waiters(config.threads), "refresh")
+    threads = accounts_waiters(config.threads)
+    refreshes: dict[ApplicationKind, SingleFlight[GrantSnapshot]] = {
+        kind: SingleFlight(threads, f"refresh-{kind}") for kind in ApplicationKind
+    }
     return TokenService(refresher, refreshes, bulkhead, cipher, config.refresh_lead)
 
 

@@ -112,8 +112,11 @@ class AccountsBulkhead:
             share = self._share_of(client_id)
             if len(share.waiters) >= (share.slots if share.is_slow() else share.max_waiters):
                 raise AccountsBusy
+            own_waiters = sum(len(other.waiters) for other in self._own.values())
             # Half of the threads are left to the deployment's application.
-            if share is not self._deployment and self._own_waiters() >= self._max_waiters // 2:
+            if share is not self._deployment and own_waiters >= self._max_waiters // 2:
+                raise AccountsBusy
+            if len(self._deployment.waiters) + own_waiters >= self._max_waiters:
                 raise AccountsBusy
             waiter = Waiter(self, share)
             share.waiters.add(waiter)
@@ -158,9 +161,6 @@ class AccountsBulkhead:
         """Return whether a code can be exchanged now. Users' applications together have as many slots."""
         together = 0 if share is self._deployment else sum(other.exchanging for other in self._own.values())
         return share.exchanging < share.slots and together < self._slots
-
-    def _own_waiters(self) -> int:
-        return sum(len(share.waiters) for share in self._own.values())
 
 
 class _Share:

@@ -8,6 +8,7 @@ the caller disconnects.
 import logging
 import time
 import uuid
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -25,6 +26,7 @@ from app.models.snapshots import TokenSnapshot
 from app.resilience.single_flight import SingleFlight
 from app.spotify.applications.lookup import Grant
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
+from app.spotify.clients.application import ApplicationKind
 from app.spotify.clients.consent import Consent
 from app.spotify.tokens import refresh, transitions
 from app.spotify.tokens.encryption import decrypt_token, encrypt_tokens
@@ -61,7 +63,7 @@ class TokenService:
     def __init__(
         self,
         refresher: Refresher,
-        refreshes: SingleFlight[GrantSnapshot],
+        refreshes: Mapping[ApplicationKind, SingleFlight[GrantSnapshot]],
         bulkhead: AccountsBulkhead,
         cipher: TokenCipher,
         refresh_lead: timedelta,
@@ -170,7 +172,8 @@ class TokenService:
 
     def close(self) -> None:
         """Wait for the refreshes that are running, and accept no more."""
-        self._refreshes.close()
+        for refreshes in self._refreshes.values():
+            refreshes.close()
 
     def _newer_or_same(
         self, row: AccessToken, now: datetime, lead: timedelta, wait_seconds: float
@@ -218,7 +221,9 @@ class TokenService:
                     log.exception("token_refresh_crashed", extra={"spotify_user_id": row.spotify_user_id})
                     raise
 
-        return self._refreshes.start((row.spotify_user_id, row.grant_id), run)
+        # Refreshes with users' applications that hang must not keep the deployment's from starting.
+        refreshes = self._refreshes[ApplicationKind.of(row.client_id)]
+        return refreshes.start((row.spotify_user_id, row.grant_id), run)
 
     def _decrypt_known(self, known: TokenSnapshot) -> DecryptedToken:
         """Decrypt the token of a snapshot, once."""

@@ -14,10 +14,11 @@ from werkzeug.test import TestResponse
 
 from app.infra.database import writing
 from app.models import AccessToken
-from app.spotify.clients import accounts_bulkhead
+from app.spotify.clients import accounts_bulkhead, capacity
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead, AccountsBusy
 from app.spotify.clients.capacity import accounts_waiters
 from app.spotify.tokens import refresh
+from tests.conftest import MakeApp
 from tests.helpers.factories import create_connections
 from tests.helpers.flows import another_tab, connect, register, send_callback, slug, start_authorization
 from tests.helpers.own_applications import create_own_applications
@@ -199,6 +200,7 @@ def test_own_applications_leave_half_of_the_waits_to_the_deployment(bulkhead: Ac
         assert _is_rejected(bulkhead, "another")
         for _ in range(most // 2):
             waits.enter_context(bulkhead.waiting())
+        assert _is_rejected(bulkhead, None)  # a worker has no more threads
 
 
 def test_own_application_exchanges_codes_in_half_of_the_slots(bulkhead: AccountsBulkhead) -> None:
@@ -230,7 +232,30 @@ def test_refresh_pool_has_a_thread_for_each_waiter(app: Flask) -> None:
     """Otherwise, refreshes that queue for a thread would make a fast service look slow."""
     built = app.extensions["backline"]
 
-    assert built.tokens._refreshes._pool._max_workers >= built.accounts_bulkhead._max_waiters
+    for refreshes in built.tokens._refreshes.values():
+        assert refreshes._pool._max_workers >= built.accounts_bulkhead._max_waiters
+
+
+@ONE_DATABASE
+def test_hanging_refreshes_of_own_applications_delay_none_of_the_deployment(
+    make_app: MakeApp, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capacity, "_MIN_ACCOUNTS_WAITERS", 2)
+    app = make_app(THREADS="2")
+    tokens = app.extensions["backline"].tokens
+    own = create_own_applications(app, sandbox, 2)
+    with app.app_context(), writing() as db:
+        db.execute(sa.update(AccessToken).values(expires_at=datetime.now(UTC) + timedelta(hours=1)))
+    [connection] = create_connections(app, sandbox, 1)
+    for each in own:
+        sandbox.fault(on="token", kind="park", times=None, client_id=each["client_id"])
+    with app.app_context():
+        for each in own:
+            tokens.access_token_for(each["connections"][0], timedelta(hours=2))  # refreshes in the background
+        sandbox.wait_for_held(2)
+
+        tokens.access_token_for(connection)
+    sandbox.clear_faults()
 
 
 # --- requests --------------------------------------------------------------------------------------
