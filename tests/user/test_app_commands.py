@@ -8,12 +8,14 @@ from click.testing import Result
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.infra.database import writing
+from app.infra.database import reading, writing
 from app.infra.encryption import TokenCipher
 from app.models import AppState, SpotifyApp
+from app.spotify.applications.encryption import decrypt_secret, secret_context
 from app.spotify.applications.lookup import Applications
-from app.spotify.tokens.key_rotation import keys_in_use, rotate_keys
+from app.spotify.tokens.key_rotation import RotationProgress, keys_in_use, rotate_keys
 from tests.helpers.flows import register
+from tests.helpers.own_applications import create_own_applications
 from tests.helpers.sandbox_client import SandboxClient
 
 pytestmark = [pytest.mark.settings(SPOTIFY_APPS="both"), pytest.mark.sqlite_only]
@@ -74,3 +76,20 @@ def test_client_secrets_move_to_the_newest_key(
         assert own.client_secret == created["client_secret"]
         unreadable = rotate_keys(old, lambda _: None)
         assert (unreadable.reencrypted, unreadable.unreadable) == (0, 1)
+
+
+def test_client_secret_that_changes_during_the_rotation_is_kept(app: Flask, sandbox: SandboxClient) -> None:
+    _, second = create_own_applications(app, sandbox, 2)
+    old = app.extensions["backline"].token_cipher
+    both = TokenCipher([bytes([7]) * 32, *app.extensions["backline"].config.token_encryption_keys])
+
+    def replace_second(progress: RotationProgress) -> None:
+        if progress.seen == 3:  # both grants and the first application
+            with writing() as db:
+                row = db.get_one(SpotifyApp, second["id"])
+                row.client_secret = old.encrypt("new-secret", *secret_context(row.id))
+
+    with app.app_context():
+        assert rotate_keys(both, replace_second).seen == 4
+        with reading() as db:
+            assert decrypt_secret(both, db.get_one(SpotifyApp, second["id"])) == "new-secret"

@@ -209,6 +209,8 @@ def test_own_application_exchanges_codes_in_half_of_the_slots(bulkhead: Accounts
             pass
         with bulkhead.exchanging("two"), bulkhead.exchanging(), bulkhead.exchanging():
             pass
+        with bulkhead.exchanging("two"), pytest.raises(AccountsBusy), bulkhead.exchanging("three"):
+            pass
 
 
 def test_shares_of_own_applications_are_forgotten_after_use(bulkhead: AccountsBulkhead) -> None:
