@@ -28,6 +28,7 @@ from tests.helpers.flows import (
     start_authorization,
 )
 from tests.helpers.sandbox_client import CLIENT_ID, REDIRECT_URI, SandboxClient
+from tests.helpers.servers import LONG
 
 pytestmark = [pytest.mark.settings(SPOTIFY_APPS="both"), pytest.mark.sqlite_only]
 
@@ -288,6 +289,21 @@ def test_registrations_are_limited_for_a_user_and_for_an_address(
 
     assert statuses == [200, 200, 429, 200, 429]
     assert len(sandbox.calls("/api/token")) == 3
+
+
+def test_hanging_check_takes_no_slot_of_the_deployment(
+    client: FlaskClient, sandbox: SandboxClient, created: Created
+) -> None:
+    register(client)
+    sandbox.fault(on="token", kind="park", client_id=created["client_id"])
+    bulkhead = client.application.extensions["backline"].accounts_bulkhead
+
+    with ThreadPoolExecutor(1) as pool:
+        check = pool.submit(put, another_tab(client), created)
+        sandbox.wait_for_held(1)
+        assert (bulkhead._deployment.exchanging, len(bulkhead._deployment.waiters)) == (0, 0)
+        sandbox.release()
+        assert check.result(LONG).status_code == 200
 
 
 def test_account_is_exported_without_the_secret_and_deleted_with_its_application(
