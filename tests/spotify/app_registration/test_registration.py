@@ -29,6 +29,7 @@ from tests.helpers.flows import (
 )
 from tests.helpers.sandbox_client import CLIENT_ID, REDIRECT_URI, SandboxClient
 from tests.helpers.servers import LONG
+from tests.imports.running import import_links, json_lines
 
 pytestmark = [pytest.mark.settings(SPOTIFY_APPS="both"), pytest.mark.sqlite_only]
 
@@ -342,6 +343,21 @@ def test_simultaneous_registrations_leave_one_application(
     found = next(created for created in two if created["client_id"] == row.client_id)
     with client.application.app_context():
         assert decrypt_secret(services().token_cipher, row) == found["client_secret"]
+
+
+def test_removal_keeps_a_connection_of_the_deployment(
+    client: FlaskClient, sandbox: SandboxClient, created: Created
+) -> None:
+    register(client, "ada")
+    put(client, created)
+    [person] = sandbox.seed(1)
+    row = {"username": "ada", "refresh_token": person["refresh_token"]}
+    import_links(client.application, json_lines([row]))
+
+    assert client.delete("/api/spotify/app").status_code == 204
+    application, connection = stored(client.application)
+    assert application is None
+    assert connection is not None
 
 
 def test_application_removed_during_a_refresh_leaves_nothing(

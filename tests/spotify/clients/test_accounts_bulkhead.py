@@ -239,12 +239,13 @@ def test_refresh_pool_has_a_thread_for_each_waiter(app: Flask) -> None:
 
 
 @ONE_DATABASE
+@pytest.mark.usefixtures("short_slow_threshold")
 def test_hanging_refreshes_of_own_applications_delay_none_of_the_deployment(
     make_app: MakeApp, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(capacity, "_MIN_ACCOUNTS_WAITERS", 2)
     app = make_app(THREADS="2")
-    tokens = app.extensions["backline"].tokens
+    bulkhead, tokens = app.extensions["backline"].accounts_bulkhead, app.extensions["backline"].tokens
     own = create_own_applications(app, sandbox, 2)
     with app.app_context(), writing() as db:
         db.execute(sa.update(AccessToken).values(expires_at=datetime.now(UTC) + timedelta(hours=1)))
@@ -255,6 +256,8 @@ def test_hanging_refreshes_of_own_applications_delay_none_of_the_deployment(
         for each in own:
             tokens.access_token_for(each["connections"][0], timedelta(hours=2))  # refreshes in the background
         sandbox.wait_for_held(2)
+        eventually(lambda: all(bulkhead._share_of(each["client_id"]).is_slow() for each in own))
+        assert not bulkhead._deployment.is_slow()
 
         tokens.access_token_for(connection)
     sandbox.clear_faults()
