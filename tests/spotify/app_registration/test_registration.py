@@ -307,6 +307,22 @@ def test_hanging_check_takes_no_slot_of_the_deployment(
         assert check.result(LONG).status_code == 200
 
 
+def test_session_that_ends_during_the_check_registers_nothing(
+    client: FlaskClient, sandbox: SandboxClient, created: Created
+) -> None:
+    """A password reset ends all sessions, and may have removed what someone else had registered."""
+    register(client)
+    sandbox.fault(on="token", kind="park")
+
+    with ThreadPoolExecutor(1) as pool:
+        registration = pool.submit(put, another_tab(client), created)
+        sandbox.wait_for_held(1)
+        assert client.delete("/api/user/sessions").status_code == 204
+        sandbox.release()
+        assert slug(registration.result(LONG)) == "not-signed-in"
+    assert stored(client.application)[0] is None
+
+
 def test_account_is_exported_without_the_secret_and_deleted_with_its_application(
     client: FlaskClient, sandbox: SandboxClient, created: Created
 ) -> None:
