@@ -24,7 +24,7 @@ from app.auth import passwords
 from app.infra import http_deadline, staleness
 from app.infra.redis_keys import PERMISSIONS
 from app.web import throttle
-from tests.helpers import announcements, children, secret_scanner, set_cookie, stored_sessions
+from tests.helpers import announcements, children, secret_scanner, set_cookie, stored_sessions, time_limits
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.flows import PASSWORD
 from tests.helpers.mail_server import Mailbox, running_mailbox
@@ -115,6 +115,11 @@ MakeApp = Callable[..., Flask]
 # Hypothesis draws the same examples each time, and has no opinion about the speed of the machine.
 settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[*HealthCheck])
 settings.load_profile("tests")
+
+# No test there is about a time limit of the product.
+WITHOUT_TIME_LIMITS = {
+    ROOT / "tests" / name for name in ("auth", "imports", "operator", "spotify", "user", "web")
+}
 
 QUICK_LEAVES_OUT = {"chaos", "mail", "sandbox", "script", "spa", "system"}
 
@@ -405,6 +410,12 @@ def _long_waits() -> Iterator[None]:
         patch.object(http_deadline, "IDLE_SECONDS", 600.0),
     ):
         yield
+
+
+@pytest.fixture(autouse=True)
+def _long_time_limits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not WITHOUT_TIME_LIMITS.isdisjoint(request.path.parents):
+        time_limits.lengthen(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

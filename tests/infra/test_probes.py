@@ -20,6 +20,7 @@ from app.infra.redis_keys import KEY_PREFIXES, PERMISSIONS
 from app.web import health
 from config import ROOT
 from tests.conftest import MakeApp
+from tests.helpers import time_limits
 from tests.helpers.factories import create_connections, refresh_due
 from tests.helpers.flows import connect, login, register
 from tests.helpers.processes import RedisServer
@@ -37,8 +38,9 @@ on_mariadb = pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
 
 
 @pytest.fixture(autouse=True)
-def _no_failover(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let /readyz report a failure at once."""
+def _long_time_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let /readyz wait for slow servers, and report a failure at once."""
+    time_limits.lengthen(monkeypatch)
     monkeypatch.setattr(health, "FAILOVER_SECONDS", 0.0)
 
 

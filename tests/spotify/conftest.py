@@ -1,20 +1,14 @@
-"""A Redis client, and a person who has connected Spotify. The time limits of apps are long."""
+"""A Redis client, and a person who has connected Spotify."""
 
 from collections.abc import Iterator
 
 import pytest
 from flask.testing import FlaskClient
 
-from tests.helpers import time_limits
 from tests.helpers.cached_reads import Store
 from tests.helpers.redis_cluster import direct_client
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.upstream import Upstream, connect_through
-
-
-@pytest.fixture(autouse=True)
-def _long_time_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    time_limits.lengthen(monkeypatch)
 
 
 @pytest.fixture
