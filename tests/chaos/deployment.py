@@ -26,7 +26,7 @@ from tests.conftest import SETTINGS
 from tests.helpers.deployment import Deployment
 from tests.helpers.processes import ApiServer, MariaDb, RedisServer
 from tests.helpers.sandbox_client import SandboxClient
-from tests.helpers.servers import LONG
+from tests.helpers.servers import LONG, eventually
 
 LEASE_SECONDS = 31  # a little more than a lease
 LEAD_SECONDS = 700  # a token that the schedulers refresh is valid for at least this long
@@ -103,10 +103,14 @@ class RecordedDeployment(Deployment):
     def connected(self, person: str = "mira_t_42", server: ApiServer | None = None) -> Browser:
         """Return the browser of a person with an account and a connection."""
         server = server or self.servers[0]
-        browser = self.browser(person).register(server)
-        response = browser.connect(server)
-        assert response.status_code == 200, response.text
-        return browser
+
+        def connects() -> Browser:
+            browser = self.browser(person).register(server)
+            response = browser.connect(server)
+            assert response.status_code == 200, response.text
+            return browser
+
+        return eventually(connects)  # on a busy machine, the server may lose patience with Redis
 
     def connected_with_own_application(
         self, person: str, server: ApiServer | None = None, *, public: bool = False
@@ -129,9 +133,15 @@ class RecordedDeployment(Deployment):
     def visitor(self, person: str, server: ApiServer | None = None) -> Browser:
         """Return the browser of a visitor with a connection. This is faster than with an account."""
         browser, server = self.browser(person), server or self.servers[0]
-        callback = browser.consent(server)
-        response = follow_retry_after(lambda: browser.send_callback(server, callback))
-        assert response.status_code == 200, response.text
+
+        def connects() -> bool:
+            callback = browser.consent(server)
+            response = follow_retry_after(lambda: browser.send_callback(server, callback))
+            assert response.status_code == 200, response.text
+            return True
+
+        # On a busy machine, the server may lose patience with Redis after it has used the state.
+        eventually(connects)
         return browser
 
     def spotify_user_id_of(self, person: str) -> int:
