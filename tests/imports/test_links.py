@@ -316,19 +316,20 @@ def test_simultaneous_imports_store_each_row_once(app: Flask) -> None:
 
 
 @pytest.mark.sqlite_only
+@pytest.mark.settings(REFRESH_RATE="1")
 def test_first_refreshes_are_spread_and_leave_others_in_time(app: Flask) -> None:
     """Otherwise, a large import would take all of REFRESH_RATE while other tokens expire."""
-    for first in (0, 3):
-        rows = [{"spotify_id": f"person{first + number}", "refresh_token": "r"} for number in range(3)]
+    waiting = 50  # for longer than the second import takes to begin
+    for numbers in (range(waiting), range(waiting, waiting + 2)):
+        rows = [{"spotify_id": f"person{number}", "refresh_token": "r"} for number in numbers]
         import_links(app, json_lines(rows))
 
     with app.app_context(), reading() as db:
         columns = sa.select(AccessToken.due_at, AccessToken.expires_at).order_by(AccessToken.id)
         delays = [(due - at).total_seconds() for due, at in db.execute(columns) if due is not None]
-    interval = 2 / app.extensions["backline"].config.refresh_rate
-    assert delays[:3] == pytest.approx([0, interval, 2 * interval])
-    assert delays[4] - delays[3] == pytest.approx(interval)
-    assert delays[3] > 0  # after those that are waiting
+    assert delays[:3] == pytest.approx([0, 2, 4])
+    assert delays[waiting + 1] - delays[waiting] == pytest.approx(2)
+    assert delays[waiting] > 0  # after those that are waiting
 
 
 @pytest.mark.processes
