@@ -127,6 +127,19 @@ def test_ended_session_returns_to_its_page_after_sign_in(
     expect(page.get_by_role("button", name="Next")).to_be_enabled()
     expect(page).to_have_url(f"{spa.origin}/now-playing")
 
+    go_to(page, "Home")
+    page.get_by_role("button", name="Disconnect Spotify").click()
+    expect(page.get_by_text("Spotify is disconnected")).to_be_visible()
+    page.context.set_offline(True)
+    page.get_by_role("button", name="Connect Spotify").click()
+    offline = page.get_by_text("The app continues when you are back online.")
+    expect(offline).to_be_visible()
+    page.context.set_offline(False)
+    expect(offline).to_have_count(0)
+    page.context.clear_cookies()
+    page.get_by_role("button", name="Connect Spotify").click()
+    expect(page.get_by_role("heading", name="Your music")).to_be_visible()  # and no visitor is connected
+
 
 def test_double_click_connects_once(page: Page, api: Server, spa: Pages) -> None:
     sign_up(page, spa)

@@ -53,6 +53,12 @@ export function withoutResponse(cause) {
   return error;
 }
 
+/** The error for an action of someone who was signed in, but is no longer. */
+export function sessionEnded() {
+  const title = "Please sign in";
+  return new ApiError({ slug: "not-signed-in", title, detail: "The session has ended.", status: 401, errors: {} });
+}
+
 /**
  * The error for an unsuccessful response, or for one that is not the expected JSON.
  *

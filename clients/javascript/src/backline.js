@@ -1,6 +1,6 @@
 /** The client. Its methods are described in types/index.d.ts. */
 
-import { ApiError } from "./api-error.js";
+import { ApiError, sessionEnded } from "./api-error.js";
 import { encode, Http } from "./http.js";
 import { webApi } from "./web-api.js";
 
@@ -73,6 +73,8 @@ export class Backline {
 
   /** @param {ConnectOptions} options */
   async connect({ reauthorize, scopes = [], returnTo, signIn } = {}) {
+    // The API would connect a visitor, or sign them in to another account.
+    if (this.#session.user && !(await this.#reload()).user) throw sessionEnded();
     /** @type {Schemas["AuthorizeOut"]} */
     const { spotify, authorize_url } = await this.get(AUTHORIZE, {
       query: {
@@ -168,13 +170,18 @@ export class Backline {
   }
 
   /** Load the session again, and call the listeners if it has changed. */
+  async #reload() {
+    const before = JSON.stringify(this.#session);
+    const session = await this.session();
+    if (JSON.stringify(session) !== before) this.#listeners.forEach((listener) => listener(session));
+    return session;
+  }
+
   async #checkSession() {
     if (this.#session === NO_SESSION || this.#isChecking) return;
     this.#isChecking = true;
-    const before = JSON.stringify(this.#session);
     try {
-      const session = await this.session();
-      if (JSON.stringify(session) !== before) this.#listeners.forEach((listener) => listener(session));
+      await this.#reload();
     } catch {
       // The next rejected request tries again.
     } finally {

@@ -42,7 +42,8 @@ export declare class Backline {
 
   /**
    * Connect Spotify: the browser goes to Spotify's consent page, and the promise stays pending. If Spotify is connected
-   * already, with all `scopes`, it resolves instead.
+   * already, with all `scopes`, it resolves instead. Fails with `not-signed-in` if a user was signed in according to the
+   * last `session()`, but that session has ended.
    */
   connect(options?: ConnectOptions): Promise<Connection>;
   /**

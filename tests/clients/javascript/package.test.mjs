@@ -121,6 +121,16 @@ test("listeners learn that the session has ended", async () => {
     assert.deepEqual(seen, []);
 });
 
+test("connecting does not go on without the session", async () => {
+    const { backline, fetch } = await signedUp();
+    await backline.session();
+    const ended = new Promise((done) => backline.onSessionChange(done));
+    await new Backline({ url, fetch }).signOut(); // another tab
+    assert.equal((await errorOf(backline.connect())).slug, "not-signed-in");
+    assert.equal((await ended).user, null);
+    assert.match(await authorizeUrl(backline), /^http/); // as a visitor
+});
+
 test("both styles of redirect complete a connection", async (t) => {
     const { backline, fetch } = await signedUp();
     t.after(() => backline.disconnect());

@@ -1,8 +1,9 @@
 /** Change something on a click, with its problem. */
-import { nextTick, ref, type Ref } from "vue";
+import { nextTick, ref, watch, type Ref } from "vue";
 import type { Problem } from "backline";
 import { problemOf } from "../api";
 import { messageFor } from "../messages";
+import { online } from "../online";
 
 interface Mutation<A extends unknown[]> {
   busy: Ref<boolean>;
@@ -39,6 +40,9 @@ export function useMutation<A extends unknown[]>(
     }
   }
 
+  watch(online, () => {
+    if (problem.value?.slug === "offline") problem.value = null;
+  });
   return { busy, problem, run };
 }
 
