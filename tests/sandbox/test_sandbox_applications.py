@@ -289,12 +289,13 @@ def test_dashboard_creates_edits_and_deletes_an_application(app: App) -> None:
 
 def test_dashboard_names_what_is_wrong_and_keeps_what_was_typed(app: App) -> None:
     dashboard = Dashboard(app.sandbox)
-    page = dashboard.create(name="", redirect_uris="http://localhost:1/<x>")
+    page = dashboard.create(name="", redirect_uris="http://localhost:1/<x>", api="")
     assert page.status_code == 422
     text = html.unescape(page.text)
     assert "Enter a name" in text
     assert "http://localhost:1/<x>: This redirect URI is not secure" in text
-    assert re.search(r'name="redirect_uris"[^>]* aria-invalid="true"', page.text)
+    for field in ("name", "redirect_uris", "api"):
+        assert re.search(rf'name="{field}"[^>]* aria-invalid="true"', page.text), field
     assert len(app.sandbox.applications()) == 1
 
 
