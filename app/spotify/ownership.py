@@ -102,7 +102,7 @@ def find_to_sign_in(db: Session, profile: Profile) -> tuple[SpotifyUser | None, 
             "It does not sign in to that account yet. Sign in with the password, then connect it again."
         )
     if owner.disabled:
-        raise InvalidCredentials
+        raise InvalidCredentials("The account that it signs in to is disabled.")
     return spotify_user, owner
 
 

@@ -318,6 +318,7 @@ def test_disabled_account_cannot_be_signed_in_to(
     response = try_to_sign_in(browser, sandbox)
 
     assert (response.status_code, slug(response)) == (401, "invalid-credentials")
+    assert response.json["detail"] == "The account that it signs in to is disabled."
     assert not is_signed_in(browser)
 
 
