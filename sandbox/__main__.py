@@ -87,8 +87,12 @@ def main() -> int:
 
     def end(_signal: int, _frame: FrameType | None) -> NoReturn:
         """Exit at once, without waiting for threads that hold a call because of a fault."""
-        if keep:
-            save(state, keep)
+        try:
+            if keep:
+                save(state, keep)
+        except OSError as error:
+            sys.stderr.write(f"{keep} cannot be written: {error.strerror}. It stays as it was.\n")
+            os._exit(1)
         os._exit(0)
 
     signal.signal(signal.SIGTERM, end)

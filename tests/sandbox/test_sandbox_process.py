@@ -159,3 +159,15 @@ def test_foreign_file_is_named_and_left_alone(tmp_path: Path) -> None:
     assert process.returncode == 1
     assert str(other) in err
     assert other.read_text(encoding="utf-8") == "[1, 2]"
+
+
+def test_file_that_cannot_be_written_is_reported_in_one_line(tmp_path: Path) -> None:
+    missing = tmp_path / "missing" / "sandbox.json"
+    process = start("--port", "0", "--keep", str(missing))
+    assert process.stdout is not None
+    process.stdout.readline()  # it has started
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+
+    assert process.returncode == 1
+    assert err == f"{missing} cannot be written: No such file or directory. It stays as it was.\n"
