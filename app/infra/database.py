@@ -1,18 +1,17 @@
-"""The database: the engine, short transactions, and column types that store values exactly."""
+"""The database: the engine, and short transactions."""
 
 import logging
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, TypeVar, TypeVarTuple
 
 import sqlalchemy as sa
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import event
-from sqlalchemy.dialects.mysql import DATETIME, VARCHAR
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.compiler import compiles
@@ -20,6 +19,7 @@ from sqlalchemy.orm import DeclarativeBase, ORMExecuteState, Session
 from sqlalchemy.sql.functions import FunctionElement
 
 from app.infra import mysql, sqlite
+from app.infra.column_types import UTCDateTime
 from app.infra.mysql import StaleConnectionError
 from app.infra.mysql_pool import error_code
 from app.settings.database_url import parse_database_url
@@ -54,25 +54,6 @@ class Base(DeclarativeBase):
 db = SQLAlchemy(model_class=Base, disable_autonaming=True)
 
 
-class UTCDateTime(sa.types.TypeDecorator[datetime]):
-    """An aware datetime, stored as UTC with microseconds.
-
-    MySQL's DATETIME drops the offset, and by default the microseconds: DateTime(timezone=True) would return
-    12:00 for 12:00+02:00.
-    """
-
-    impl = sa.DateTime().with_variant(DATETIME(fsp=6), "mysql", "mariadb")
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
-        """Convert a value for the database."""
-        return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
-
-    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
-        """Convert a value from the database."""
-        return None if value is None else value.replace(tzinfo=UTC)
-
-
 class database_now(FunctionElement[datetime]):  # noqa: N801 - reads as the SQL function it is
     """The database's clock as an SQL function: one clock for all processes, whatever their hosts' clocks say.
 
@@ -91,34 +72,6 @@ def _mysql_now(*_: object, **__: object) -> str:
 @compiles(database_now, "sqlite")
 def _sqlite_now(*_: object, **__: object) -> str:
     return "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
-
-
-class ExactString(sa.types.TypeDecorator[str]):
-    """Text from outside, compared exactly, including trailing blanks.
-
-    To MySQL's default collations, `ä` and `A` equal `a`, and often `a ` does too. `app.models.normalization`
-    decides which names are the same, and not a column.
-    """
-
-    impl = sa.String
-    cache_ok = True
-
-    def __init__(self, length: int) -> None:
-        super().__init__(length)
-        self.length = length
-
-    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
-        """Choose the column's type for a database."""
-        if dialect.name not in ("mysql", "mariadb"):
-            return super().load_dialect_impl(dialect)
-        # Both have a collation that compares code points and does not pad, under different names.
-        is_mariadb = getattr(dialect, "is_mariadb", False)
-        return VARCHAR(self.length, collation=f"utf8mb4_{'nopad' if is_mariadb else '0900'}_bin")
-
-
-def code_string(length: int) -> sa.String:
-    """Return the type for text that we generate, without blanks. It is compared by code point."""
-    return sa.String(length).with_variant(VARCHAR(length, collation="utf8mb4_bin"), "mysql", "mariadb")
 
 
 def init_app(app: Flask, config: Config) -> None:

@@ -9,7 +9,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.infra.clock import utc_now
-from app.infra.database import Base, ExactString, UTCDateTime, code_string
+from app.infra.column_types import ExactString, UTCDateTime, code_string
+from app.infra.database import Base
 
 # How long one caller can keep others from refreshing. Longer than the 10 s that a call can take.
 LEASE = timedelta(seconds=30)

@@ -4,7 +4,8 @@ from datetime import datetime
 
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.infra.database import Base, UTCDateTime, code_string
+from app.infra.column_types import UTCDateTime, code_string
+from app.infra.database import Base
 
 
 class Breaker(Base):

@@ -6,7 +6,8 @@ from enum import StrEnum
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.infra.database import Base, ExactString, UTCDateTime, code_string
+from app.infra.column_types import ExactString, UTCDateTime, code_string
+from app.infra.database import Base
 
 
 class Purpose(StrEnum):

@@ -7,7 +7,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.infra.clock import utc_now
-from app.infra.database import Base, ExactString, UTCDateTime, code_string
+from app.infra.column_types import ExactString, UTCDateTime, code_string
+from app.infra.database import Base
 
 MAX_TTL = timedelta(days=4)  # RFC 5321 section 4.5.4.1: 4 to 5 days
 

@@ -7,7 +7,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.infra.clock import utc_now
-from app.infra.database import Base, ExactString, UTCDateTime, code_string
+from app.infra.column_types import ExactString, UTCDateTime, code_string
+from app.infra.database import Base
 
 MAX_CLIENT_ID_LENGTH = 255
 

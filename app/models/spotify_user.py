@@ -7,7 +7,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.infra.clock import utc_now
-from app.infra.database import Base, ExactString, UTCDateTime
+from app.infra.column_types import ExactString, UTCDateTime
+from app.infra.database import Base
 from app.models.access_token import AccessToken
 
 # What is stored as the Spotify id of an account while its id is not known.

@@ -9,7 +9,8 @@ from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.infra.clock import utc_now
-from app.infra.database import Base, ExactString, UTCDateTime, code_string
+from app.infra.column_types import ExactString, UTCDateTime, code_string
+from app.infra.database import Base
 from app.models import normalization
 
 # A hash that no password matches. Verifying one against it takes as long as against a user's.

@@ -7,7 +7,8 @@ import sqlalchemy as sa
 from flask import Flask
 
 from app.infra import database
-from app.infra.database import UTCDateTime, db, reading, writing
+from app.infra.column_types import UTCDateTime
+from app.infra.database import db, reading, writing
 from app.models import AccessToken, SpotifyApp, SpotifyUser, User
 from app.spotify.applications.encryption import encrypt_secret
 from app.spotify.tokens.encryption import decrypt_token, encrypt_tokens

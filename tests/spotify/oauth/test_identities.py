@@ -8,7 +8,8 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.infra.database import Base, ExactString, reading
+from app.infra.column_types import ExactString
+from app.infra.database import Base, reading
 from app.models import SpotifyUser, User
 from tests.helpers.flows import connect, register
 from tests.helpers.sandbox_client import SandboxClient
