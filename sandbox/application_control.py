@@ -51,15 +51,15 @@ def create_applications() -> tuple[Response, int]:
         raise BadRequestBody(f"count must be 1 to {MOST}")
     if count > 1 and members.keys() & {"client_id", "client_secret"}:
         raise BadRequestBody("client_id and client_secret are for one application")
-    wish = _seed_request(members.pop("seed", None), state)
-    account_id = _owner(state, owner, seeded=wish is not None)
+    requested = _seed_request(members.pop("seed", None), state)
+    account_id = _owner(state, owner, seeded=requested is not None)
     created = []
     for _ in range(count):
         application = _build(state, members, account_id)
-        if wish:
-            application.require_room_for(wish.count)
+        if requested:
+            application.require_room_for(requested.count)
         state.applications.add(application)
-        people = {"people": seed(state, application, wish)} if wish else {}
+        people = {"people": seed(state, application, requested)} if requested else {}
         created.append(_as_json(state, application) | people)
     return jsonify(applications=created), 201
 

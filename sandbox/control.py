@@ -176,8 +176,8 @@ def seed_people() -> tuple[Response, int]:
     """Create people who have already agreed. The response has their tokens in plain text, for the test."""
     state = sandbox()
     members = body_members(MEMBERS)
-    wish = parse_seed_request(members, state.clock.now())
-    return jsonify(people=seed(state, application_to_seed(members, state), wish)), 201
+    requested = parse_seed_request(members, state.clock.now())
+    return jsonify(people=seed(state, application_to_seed(members, state), requested)), 201
 
 
 @control.post("/expire-access-tokens")
