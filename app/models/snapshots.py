@@ -157,37 +157,24 @@ _TOKEN_OF_CONNECTION = AccessToken.spotify_user_id == SpotifyUser.id
 # A connection without tokens counts as none, but can be authorized again.
 _WITH_TOKEN = sa.join(SpotifyUser.__table__, AccessToken.__table__, _TOKEN_OF_CONNECTION)
 _WITH_CONNECTION = sa.outerjoin(User.__table__, _WITH_TOKEN, SpotifyUser.user_id == User.id)
-_OF_USER = (
+# Statements for `from_row`. By `id`: an account and its connection, or a connection and its owner.
+OF_USER = (
     _COLUMNS.select_from(_WITH_CONNECTION)
     .where(User.id == sa.bindparam("id"))
     .set_label_style(sa.LABEL_STYLE_NONE)
 )
-_OF_CONNECTION = (
+OF_CONNECTION = (
     _COLUMNS.select_from(_WITH_TOKEN.outerjoin(User.__table__, SpotifyUser.user_id == User.id))
     .where(SpotifyUser.id == sa.bindparam("id"))
     .set_label_style(sa.LABEL_STYLE_NONE)
 )
-_OF_PERSONAL_TOKEN = (
+# By `token_hash`: a personal access token, its account, and its connection.
+OF_PERSONAL_TOKEN = (
     _COLUMNS.add_columns(*_PERSONAL_TOKEN)
     .select_from(_WITH_CONNECTION.join(PersonalAccessToken, PersonalAccessToken.user_id == User.id))
     .where(PersonalAccessToken.token_hash == sa.bindparam("token_hash"))
     .set_label_style(sa.LABEL_STYLE_NONE)
 )
-
-
-def of_user(user_id: int) -> sa.Select[Any]:
-    """Return the statement for the snapshot of an account and its connection."""
-    return _OF_USER.params(id=user_id)
-
-
-def of_connection(spotify_user_id: int) -> sa.Select[Any]:
-    """Return the statement for the snapshot of a connection and its owner."""
-    return _OF_CONNECTION.params(id=spotify_user_id)
-
-
-def of_personal_token(token_hash: str) -> sa.Select[Any]:
-    """Return the statement for the snapshot of a personal access token, its account, and its connection."""
-    return _OF_PERSONAL_TOKEN.params(token_hash=token_hash)
 
 
 def from_row(row: Any, began_at: float) -> Snapshot:

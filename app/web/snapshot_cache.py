@@ -56,9 +56,9 @@ class Subject(NamedTuple):
     def statement(self) -> sa.Select[Any] | None:
         """The statement that reads its snapshot."""
         if self.user_id is not None:
-            return snapshots.of_user(self.user_id)
+            return snapshots.OF_USER.params(id=self.user_id)
         if self.spotify_user_id is not None:
-            return snapshots.of_connection(self.spotify_user_id)
+            return snapshots.OF_CONNECTION.params(id=self.spotify_user_id)
         return None
 
 
@@ -80,7 +80,7 @@ class TokenSubject(NamedTuple):
     @property
     def statement(self) -> sa.Select[Any]:
         """The statement that reads its snapshot."""
-        return snapshots.of_personal_token(self.token_hash)
+        return snapshots.OF_PERSONAL_TOKEN.params(token_hash=self.token_hash)
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,7 +168,7 @@ class _Worker:
         from config import Config
 
         with self._app.app_context():
-            row = database.read(snapshots.of_user(user_id))[0]
+            row = database.read(snapshots.OF_USER.params(id=user_id))[0]
             consent = Consent(
                 Profile("races", None, None, None, None, None),
                 TokenResponse(access_token, f"refresh {access_token}", 3600, "streaming"),
