@@ -152,22 +152,6 @@ def test_playback_token_with_under_five_minutes_is_refreshed(
 
 
 @SQLITE
-def test_valid_token_is_returned_if_refresh_takes_over_a_second(
-    connected: FlaskClient, app: Flask, sandbox: SandboxClient
-) -> None:
-    sandbox.fault(on="refresh", kind="park")
-    expire_in(app, 200)
-
-    assert connected.get("/api/spotify/token").json["expires_in"] <= 200
-    sandbox.wait_for_held(1)
-    sandbox.release()
-    eventually(lambda: row(app).generation == 1)
-
-    assert connected.get("/api/spotify/token").json["expires_in"] > 3500
-    assert refresh_count(sandbox) == 1
-
-
-@SQLITE
 @pytest.mark.parametrize(
     ("rotate", "lifetime"),
     # A lifetime shorter than the lead is never fresh enough, but waiting callers take the token.
