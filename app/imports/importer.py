@@ -144,24 +144,22 @@ class Importer:
             connections=[target.id for target in connections if target.id is not None],
         )
         _remove_ended_grants(db, connections, ended, due, now)
-        grants = [self._grant(row, target, now, at) for (row, target), at in zip(targets, due, strict=True)]
+        grants = [
+            imported_grant(
+                self._cipher,
+                target.id or 0,
+                row.refresh_token,
+                scope=row.scope,
+                authorized_at=row.authorized_at,
+                now=now,
+                due_at=due_at,
+            )
+            for (row, target), due_at in zip(targets, due, strict=True)
+        ]
         if grants:
             # If one has a grant by now, the unique key lets `run_in_transaction` decide again.
             db.execute(sa.insert(AccessToken), grants)
         return reports, ended
-
-    def _grant(
-        self, row: ImportRow, target: _Connection, now: datetime, due_at: datetime
-    ) -> dict[str, object]:
-        return imported_grant(
-            self._cipher,
-            target.id or 0,
-            row.refresh_token,
-            scope=row.scope,
-            authorized_at=row.authorized_at,
-            now=now,
-            due_at=due_at,
-        )
 
     def _decide(
         self, db: Session, batch: list[ImportRow | RowReport], planned: _Connections, *, lock: bool
