@@ -1,5 +1,8 @@
 """An application that Spotify does not serve is paused, and continues when it works again."""
 
+from dataclasses import replace
+from datetime import timedelta
+
 import pytest
 import sqlalchemy as sa
 from flask import Flask
@@ -73,13 +76,25 @@ def test_request_with_a_refused_application_tells_the_owner_without_a_call(
     assert states(app, [application]) == [AppState.ACTIVE]
 
 
+@pytest.fixture
+def _long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pause an application that does not respond for five minutes instead of five seconds.
+
+    This machine may be slow.
+    """
+    rule = pauses._RULES[Outcome.UNAVAILABLE]
+    assert rule.first == timedelta(seconds=5)
+    monkeypatch.setitem(pauses._RULES, Outcome.UNAVAILABLE, replace(rule, first=timedelta(minutes=5)))
+
+
 @pytest.mark.sqlite_only
+@pytest.mark.usefixtures("_long_pauses")
 @pytest.mark.parametrize(
     ("fault", "state", "seconds"),
     [
         ({"kind": "rate_limited", "retry_after": DAY}, AppState.RATE_LIMITED, DAY),
         ({"kind": "rate_limited"}, AppState.RATE_LIMITED, 30),
-        ({"kind": "envoy_503"}, AppState.UNAVAILABLE, 5),
+        ({"kind": "envoy_503"}, AppState.UNAVAILABLE, 5 * MINUTE),
     ],
     ids=["rate-limited-for-a-day", "rate-limited", "unavailable"],
 )
@@ -180,12 +195,13 @@ MARIADB = pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
 
 
 @MARIADB
+@pytest.mark.usefixtures("_long_pauses")
 def test_paused_application_is_probed_by_one_caller(
     app: Flask, another_worker: Flask, sandbox: SandboxClient
 ) -> None:
     [application] = create_own_applications(app, sandbox, 1, people=5)
     record(app, application, Outcome.UNAVAILABLE)
-    advance_time(app, sandbox, 6)
+    advance_time(app, sandbox, 5 * MINUTE)
     sandbox.fault(on="token", kind="envoy_503", times=None)
 
     for worker in (app, another_worker):

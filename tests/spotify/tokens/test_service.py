@@ -260,8 +260,9 @@ def test_refresh_continues_after_caller_disconnects(
     with server(workers=1, threads=2) as api, requests.Session() as http:
         http.trust_env = False
         http.headers["X-Requested-With"] = "test"
+        jar, patience = {"backline_session": cookie.value}, (LONG, 0.5)
         with pytest.raises(requests.ReadTimeout):
-            http.get(f"{api.url}/api/spotify/token", cookies={"backline_session": cookie.value}, timeout=0.5)
+            http.get(f"{api.url}/api/spotify/token", cookies=jar, timeout=patience)
         sandbox.wait_for_held(1)
         sandbox.release()
         eventually(lambda: row(app).generation == 1)
