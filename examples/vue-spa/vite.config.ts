@@ -10,7 +10,11 @@ export default defineConfig(({ mode }) => ({
   server: here,
   preview: here,
   // No inline assets (see the policy below), and no polyfill for browsers that are too old for this app.
-  build: { assetsInlineLimit: 0, modulePreload: { polyfill: false } },
+  build: {
+    assetsInlineLimit: 0,
+    modulePreload: { polyfill: false },
+    rolldownOptions: { checks: { bundlerTimings: false } }, // a busy machine is no reason for a warning
+  },
 }));
 
 /** What the built page can load and call. The development server needs inline code, so it has no policy. */
