@@ -13,7 +13,7 @@ from app.infra import database
 from app.infra.clock import utc_now
 from app.infra.row_versions import announce
 from app.models import OneTimeToken, Purpose, User, normalization
-from app.models.access_token import is_over
+from app.models.times import is_over
 
 TTL = {
     Purpose.PASSWORD_RESET: timedelta(hours=1),

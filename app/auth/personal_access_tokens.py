@@ -15,8 +15,8 @@ from app.infra.bearer_token import hash_token, new_token
 from app.infra.database import reading, run_in_transaction
 from app.infra.row_versions import announce
 from app.models import MailKind, PersonalAccessToken, Right, User
-from app.models.access_token import is_over
 from app.models.personal_access_token import MAX_TOKEN_LIFETIME
+from app.models.times import is_over
 
 log = logging.getLogger(__name__)
 

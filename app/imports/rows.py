@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, BinaryIO
 
-from app.models.access_token import CLOCK_TOLERANCE
 from app.models.spotify_user import is_placeholder
+from app.models.times import CLOCK_TOLERANCE
 from app.spotify.tokens.maintenance import SURELY_ENDED_AFTER
 
 MAX_LINE_BYTES = 65_536

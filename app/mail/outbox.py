@@ -17,8 +17,8 @@ from sqlalchemy.orm import Session
 from app.infra import database
 from app.infra.database import reading, run_in_transaction, run_in_transaction_until
 from app.models import MailKind, OutgoingMail
-from app.models.access_token import CLOCK_TOLERANCE
 from app.models.outgoing_mail import MAX_TTL
+from app.models.times import CLOCK_TOLERANCE
 
 log = logging.getLogger(__name__)
 

@@ -11,14 +11,10 @@ from sqlalchemy.orm import Mapped, mapped_column
 from app.infra.clock import utc_now
 from app.infra.column_types import ExactString, UTCDateTime, code_string
 from app.infra.database import Base
+from app.models.times import CLOCK_TOLERANCE, LONGEST_WAIT, is_ahead, is_over
 
 # How long one caller can keep others from refreshing. Longer than the 10 s that a call can take.
 LEASE = timedelta(seconds=30)
-# The furthest ahead that any other time is set: a `Retry-After`, a confirmation, or an access token's expiry.
-# A time further ahead was set while a clock was wrong, and is ignored.
-LONGEST_WAIT = timedelta(days=1)
-# How far the database's clock may step back, for example when a replica takes over.
-CLOCK_TOLERANCE = timedelta(seconds=10)
 
 
 class GrantState(StrEnum):
@@ -180,20 +176,6 @@ def is_valid_for(token: TokenTimes, lead: timedelta, *, now: datetime) -> bool:
     if token.access_token is None or not is_plausible:
         return False
     return token.expires_at - now > min(lead, (token.expires_at - issued_at) / 2)
-
-
-def is_ahead(moment: datetime | None, now: datetime, longest: timedelta = LONGEST_WAIT) -> bool:
-    """Return whether a time is in the future, but no further ahead than it can have been set."""
-    return moment is not None and now < moment <= now + longest + CLOCK_TOLERANCE
-
-
-def is_over(
-    moment: sa.orm.InstrumentedAttribute[datetime] | sa.orm.InstrumentedAttribute[datetime | None],
-    now: datetime,
-    longest: timedelta = LONGEST_WAIT,
-) -> sa.ColumnElement[bool]:
-    """In SQL: the opposite of `is_ahead`, for a column that is not NULL."""
-    return sa.or_(moment <= now, moment > now + longest + CLOCK_TOLERANCE)
 
 
 def six_months_after(moment: datetime) -> datetime:

@@ -8,9 +8,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from app.infra.database import database_now
-from app.models.access_token import AccessToken, is_ahead, is_valid_for, six_months_after
+from app.models.access_token import AccessToken, is_valid_for, six_months_after
 from app.models.personal_access_token import MAX_TOKEN_LIFETIME, PersonalAccessToken
 from app.models.spotify_user import SpotifyUser
+from app.models.times import is_ahead
 from app.models.user import User
 
 

@@ -20,7 +20,8 @@ from app.infra import database
 from app.infra.database import reading, run_in_transaction
 from app.infra.row_versions import announce
 from app.models import AccessToken, AppState, GrantState, MailKind, SpotifyApp, SpotifyUser, User
-from app.models.access_token import LEASE, LONGEST_WAIT, is_ahead, is_over
+from app.models.access_token import LEASE
+from app.models.times import LONGEST_WAIT, is_ahead, is_over
 from app.models.token_refresh import Outcome
 
 log = logging.getLogger(__name__)

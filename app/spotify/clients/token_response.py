@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from app.models.access_token import LONGEST_WAIT
+from app.models.times import LONGEST_WAIT
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from app.errors import SpotifyMisconfigured, SpotifyUnavailable
 from app.infra import database
 from app.infra.database import database_now, reading, run_in_transaction
 from app.models import Breaker
-from app.models.access_token import CLOCK_TOLERANCE
+from app.models.times import CLOCK_TOLERANCE
 from app.models.token_refresh import Outcome
 from app.spotify.applications import pauses
 from app.spotify.clients.application import ApplicationKind

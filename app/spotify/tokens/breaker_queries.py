@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session, aliased
 
 from app.infra.row_versions import announce
 from app.models import AccessToken, Breaker, GrantState, SpotifyApp, SpotifyUser, TokenRefresh
-from app.models.access_token import CLOCK_TOLERANCE, is_over
+from app.models.times import CLOCK_TOLERANCE, is_over
 from app.models.token_refresh import Outcome
 from app.spotify.clients.application import ApplicationKind
 from app.spotify.tokens.breaker_rules import RULES, Reason, Rule

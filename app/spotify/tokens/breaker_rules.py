@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from app.models.access_token import LONGEST_WAIT, is_ahead
+from app.models.times import LONGEST_WAIT, is_ahead
 from app.models.token_refresh import Outcome
 from app.spotify.clients.application import ApplicationKind
 

@@ -27,8 +27,8 @@ from app.models import (
     TokenRefresh,
     User,
 )
-from app.models.access_token import CLOCK_TOLERANCE, is_over
 from app.models.personal_access_token import MAX_TOKEN_LIFETIME
+from app.models.times import CLOCK_TOLERANCE, is_over
 
 log = logging.getLogger(__name__)
 

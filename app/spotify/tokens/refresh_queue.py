@@ -16,7 +16,7 @@ from app.infra.clock import utc_now
 from app.infra.database import reading, run_in_transaction
 from app.infra.row_versions import announce
 from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh
-from app.models.access_token import CLOCK_TOLERANCE, LONGEST_WAIT
+from app.models.times import CLOCK_TOLERANCE, LONGEST_WAIT
 from app.spotify.clients.application import ALL_KINDS, ApplicationKind
 
 # How many due connections to sort: those that became due first. Sorting all of them would take the longer,

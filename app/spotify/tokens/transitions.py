@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from app.models import AccessToken, GrantState
-from app.models.access_token import LONGEST_WAIT
+from app.models.times import LONGEST_WAIT
 
 log = logging.getLogger(__name__)
 
