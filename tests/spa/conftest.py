@@ -50,6 +50,7 @@ def _shared_api(spa: Pages, shared_env: dict[str, str]) -> Iterator[Server]:
         "CORS_ORIGINS": spa.origin,
         "FRONTEND_URL": spa.origin,
         "SPOTIFY_APPS": "both",
+        "SPOTIFY_SIGN_IN": "true",
     }
     with running_server(settings, workers=1) as running:
         yield running

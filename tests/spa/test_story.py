@@ -292,8 +292,8 @@ def test_saving_asks_for_the_permission_and_returns(page: Page, api: Server, spa
     save_a_track(page, spa)
 
 
-def test_person_signs_in_with_spotify(page: Page, spa: Pages, start_api: StartApi, redis_url: str) -> None:
-    device = start_device(start_api(SPOTIFY_SIGN_IN="true"))
+def test_person_signs_in_with_spotify(page: Page, api: Server, spa: Pages, redis_url: str) -> None:
+    device = start_device(api)
     with_spotify = page.get_by_role("button", name="Continue with Spotify")
     page.goto(f"{device['verification_uri_complete']}#top")
     with_spotify.click()
