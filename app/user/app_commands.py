@@ -40,7 +40,7 @@ def add(user: str, client_id: str, public: bool) -> None:
     You are prompted for the client secret; otherwise, the first line of standard input has it. A connection
     that was made with another client ID ends.
     """
-    owner = find_user(user)
+    owner = _find_owner(user)
     requested = NewSpotifyApp().load(
         {"client_id": client_id, "client_secret": None if public else _read_secret()}
     )
@@ -52,11 +52,25 @@ def add(user: str, client_id: str, public: bool) -> None:
 @user_argument
 def remove(user: str) -> None:
     """Remove a user's application. The connection made with it ends."""
-    owner = find_user(user)
+    owner = _find_owner(user)
     if services().app_registration.remove(owner):
         click.echo(f"Removed the application of user {owner.id} ({owner.username}).")
     else:
         click.echo(f"User {owner.id} ({owner.username}) has no application of their own.")
+
+
+def _find_owner(name: str) -> User:
+    """Return a user whose application can change.
+
+    Raises:
+        click.ClickException: There is none, or two; or the account is disabled.
+    """
+    owner = find_user(name)
+    if owner.disabled:
+        raise click.ClickException(
+            f"User {owner.id} ({owner.username}) is disabled. `flask users enable` enables the account."
+        )
+    return owner
 
 
 def _read_secret() -> str:

@@ -53,6 +53,16 @@ def test_operator_adds_lists_and_removes_an_application(
     assert apps(app, "list").stdout == ""
 
 
+def test_application_of_a_disabled_account_stays_as_it_is(client: FlaskClient, app: Flask) -> None:
+    register(client, "ada")
+    app.test_cli_runner().invoke(args=["users", "disable", "ada"])
+
+    for arguments in (("add", "ada", "anyClientId", "--public"), ("remove", "ada")):
+        result = apps(app, *arguments)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "(ada) is disabled. `flask users enable`" in result.stderr
+
+
 def test_client_secrets_move_to_the_newest_key(
     client: FlaskClient, sandbox: SandboxClient, app: Flask
 ) -> None:
