@@ -266,7 +266,7 @@ def _build_token_service(
     refreshes: dict[ApplicationKind, SingleFlight[GrantSnapshot]] = {
         kind: SingleFlight(threads, f"refresh-{kind}") for kind in ApplicationKind
     }
-    return TokenService(refresher, refreshes, bulkhead, cipher, config.refresh_lead)
+    return TokenService(refresher, refreshes, bulkhead, applications, cipher, config.refresh_lead)
 
 
 def _build_gateway(

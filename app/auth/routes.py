@@ -1,7 +1,7 @@
 """Routes for registration, sessions, and links from emails."""
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flask import Response, request, session
 
@@ -234,10 +234,16 @@ def _describe_session(user: UserSnapshot | None, connection: ConnectionSnapshot 
     session = {
         "authenticated": user is not None,
         "user": user if Right.ACCOUNT_READ in rights else None,
-        "spotify": describe(connection) if connection and Right.SPOTIFY_READ in rights else None,
+        "spotify": _describe_connection(connection) if Right.SPOTIFY_READ in rights else None,
     }
     offered = {"spotify_sign_in": True} if services().config.spotify_sign_in else {}
     return encode_json(_SESSION, session | offered)
+
+
+def _describe_connection(connection: ConnectionSnapshot | None) -> dict[str, Any] | None:
+    if connection is None:
+        return None
+    return describe(connection, is_usable=services().applications.can_use(connection.token))
 
 
 def _end_all_sessions(user: User) -> None:

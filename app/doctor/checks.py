@@ -17,9 +17,9 @@ from app.mail.mailer import Mailer
 from app.mail.transport import InsecureConnection
 from app.models import AppState
 from app.services import Services
-from app.spotify.applications.lookup import count_by_state
+from app.spotify.applications.lookup import count_by_state, count_of_deployment
 from app.spotify.clients.accounts import SpotifyAccounts
-from app.spotify.clients.application import deployment_application
+from app.spotify.clients.application import Application
 from app.spotify.clients.errors import Misconfigured, SpotifyError, SpotifyTransportError
 from config import Config, read_environment
 
@@ -49,9 +49,12 @@ def run_checks(services: Services, url: str | None = None) -> Iterator[CheckResu
     yield from check_redis(services.redis, is_production=is_production, url=config.redis_url)
     yield _check_mail(config, services.mailer)
     yield _describe_jwts(services.jwt_issuer)
-    if config.spotify_apps != "own" or "spotify_client_id" in config.model_fields_set:
-        yield _check_spotify(config, services.accounts)
+    application = services.applications.deployment
+    if application is not None:
+        yield _check_spotify(config, services.accounts, application)
         yield _describe_spotify_app(config)
+    else:
+        yield from _describe_waiting()
     yield from _describe_own_apps()
 
 
@@ -62,8 +65,9 @@ def find_missing(services: Services) -> Iterator[str]:
         *check_database(config, services.token_cipher),
         *check_redis(services.redis, is_production=False),
     ]
-    if config.uses_sandbox:
-        results.append(_check_spotify(config, services.accounts))
+    application = services.applications.deployment
+    if config.uses_sandbox and application is not None:
+        results.append(_check_spotify(config, services.accounts, application))
     missing = [result for result in results if result.status is Status.FAILURE]
     for result in missing:
         yield f"{result.summary}. {result.advice}"
@@ -103,10 +107,10 @@ def _describe_jwts(issuer: "JwtIssuer | None") -> CheckResult:
     )
 
 
-def _check_spotify(config: Config, accounts: SpotifyAccounts) -> CheckResult:
+def _check_spotify(config: Config, accounts: SpotifyAccounts, application: Application) -> CheckResult:
     url = config.spotify_accounts_url
     try:
-        accounts.check_client(deployment_application(config))
+        accounts.check_client(application)
     except Misconfigured as error:
         return failure(
             f"Spotify: {url} rejects this application ({error})",
@@ -127,20 +131,36 @@ def _check_spotify(config: Config, accounts: SpotifyAccounts) -> CheckResult:
     return ok(f"Spotify: {url} accepts the client id and secret")
 
 
+def _describe_waiting() -> Iterator[CheckResult]:
+    """Describe the connections that need the application of this server, which has none."""
+    try:
+        count = count_of_deployment()
+    except sa.exc.SQLAlchemyError:
+        return
+    if count:
+        yield warning(
+            f"Spotify application: none, but {count} connections were made with one of this server",
+            "They wait, and nothing is sent to Spotify for them. Set SPOTIFY_CLIENT_ID and "
+            "SPOTIFY_CLIENT_SECRET to that application; or their owners connect with their own.",
+        )
+
+
 def _describe_own_apps() -> Iterator[CheckResult]:
     """Describe the applications that people have registered. Without a database, there is nothing to say."""
     try:
         by_state = count_by_state()
     except sa.exc.SQLAlchemyError:
         return
-    total, refused = sum(by_state.values()), by_state.get(AppState.REFUSED, 0)
-    if refused:
-        yield warning(
-            f"own Spotify applications: {total}, of which Spotify rejects {refused}",
-            "Their owners have to correct them. flask apps list shows whose they are.",
-        )
-    elif total:
-        yield ok(f"own Spotify applications: {total}")
+    total, active = sum(by_state.values()), by_state.pop(AppState.ACTIVE, 0)
+    if not total:
+        return
+    counts = ", ".join(f"{count} {state.replace('_', ' ')}" for state, count in by_state.items())
+    summary = f"own Spotify applications: {total}" + (f", of which {counts}" if counts else "")
+    advice = "flask apps list --paused shows which, and until when." if total > active else ""
+    if AppState.REFUSED in by_state:
+        yield warning(summary, f"{advice} Their owners have to correct those that Spotify refuses.")
+    else:
+        yield ok(summary, advice)
 
 
 def _describe_spotify_app(config: Config) -> CheckResult:

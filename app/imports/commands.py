@@ -72,7 +72,7 @@ def your_spotify(url: str, owners: dict[str, str], dry_run: bool) -> None:
 def _import(rows: Iterable[ImportRow | RowReport], *, dry_run: bool) -> None:
     needed = services()
     config = needed.config
-    if config.spotify_apps == "own" and "spotify_client_id" not in config.model_fields_set:
+    if needed.applications.deployment is None:
         raise click.ClickException("Set SPOTIFY_CLIENT_ID to the one that the refresh tokens were issued to.")
     importer = Importer(needed.token_cipher, needed.response_cache, config.refresh_rate)
     counts = importer.run(rows, _reporter(), dry_run=dry_run)

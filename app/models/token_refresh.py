@@ -42,6 +42,8 @@ class TokenRefresh(Base):
     spotify_user_id: Mapped[int]
     grant_id: Mapped[str] = mapped_column(code_string(32))
     generation: Mapped[int]
+    # The own application that it was sent with. NULL if that was the deployment's. No foreign key either.
+    spotify_app_id: Mapped[int | None]
     attempt_id: Mapped[str] = mapped_column(code_string(32), unique=True)
     outcome: Mapped[str | None] = mapped_column(code_string(32))
     effective: Mapped[int | None]

@@ -33,6 +33,11 @@ SANDBOX_CLIENT_SECRET = "sandbox-secret-not-for-production"  # noqa: S105
 CREDENTIALS = ("spotify_client_id", "spotify_client_secret")
 
 
+def lacks_application(config: "Config") -> bool:
+    """Return whether the deployment has no application, because everyone brings their own."""
+    return config.spotify_apps == "own" and "spotify_client_id" not in config.model_fields_set
+
+
 def problems_of(config: "Config", invalid: set[str]) -> Iterator[str]:
     """Apply the rules, except for those about settings that are `invalid` by themselves."""
     for rule, settings in (*_RULES, *_RULES_OF[config.app_env]):
@@ -46,6 +51,11 @@ def _client_credentials_rule(config: "Config") -> Iterator[str]:
         yield "SPOTIFY_CLIENT_SECRET is set, but SPOTIFY_CLIENT_ID is not. Set both or neither."
     if has_id and not has_secret:
         yield "SPOTIFY_CLIENT_SECRET is not set, but SPOTIFY_CLIENT_ID is. Set both or neither."
+
+
+def _sign_in_rule(config: "Config") -> Iterator[str]:
+    if lacks_application(config) and config.spotify_sign_in:
+        yield "SPOTIFY_CLIENT_ID is not set, but SPOTIFY_SIGN_IN is. It needs that application."
 
 
 def _jwt_rule(config: "Config") -> Iterator[str]:
@@ -93,10 +103,8 @@ def _redirect_uri_rule(config: "Config") -> Iterator[str]:
 
 
 def _spotify_app_rules(config: "Config") -> Iterator[str]:
-    if config.spotify_apps == "own" and config.model_fields_set.isdisjoint(CREDENTIALS):
-        if config.spotify_sign_in:
-            yield "SPOTIFY_CLIENT_ID is not set, but SPOTIFY_SIGN_IN is. It needs that application."
-        return  # otherwise, none is needed
+    if lacks_application(config):
+        return
     if config.spotify_client_id == SANDBOX_CLIENT_ID:
         yield "SPOTIFY_CLIENT_ID is the sandbox's. Use your own application's, from Spotify's dashboard."
     secret = config.spotify_client_secret
@@ -256,6 +264,7 @@ _RULES: _Rules = (
     (_redirect_uri_rule, {"SPOTIFY_REDIRECT_URI"}),
     (_jwt_rule, {"JWT_SIGNING_KEYS", "JWT_AUDIENCES"}),
     (_client_credentials_rule, set()),
+    (_sign_in_rule, set()),
 )
 _RULES_OF: dict[str, _Rules] = {
     "development": (),

@@ -105,8 +105,11 @@ def get() -> Response:
     connection = connections.current_connection()
     if connection is None:
         return json_response(encode_json(_SPOTIFY, describe(None)))
+    is_usable = services().applications.can_use(connection.token)
     return json_response(
-        identity.remembered_body("spotify", lambda: encode_json(_SPOTIFY, describe(connection)))
+        identity.remembered_body(
+            "spotify", lambda: encode_json(_SPOTIFY, describe(connection, is_usable=is_usable))
+        )
     )
 
 
@@ -234,10 +237,16 @@ def _require_connection() -> ConnectionSnapshot:
 
 @contextmanager
 def _offering_consent() -> Iterator[None]:
-    """Report an ended grant, or a missing scope, with the URL at which the person can consent again."""
+    """Report what only a new consent changes, with the URL at which the person can give it.
+
+    Raises:
+        SpotifyReauthorizationRequired: The grant has ended, or this server has no application for it anymore.
+        SpotifyAppRequired: The same, and the person has to register an application of their own first.
+        InsufficientScope: The grant lacks a scope.
+    """
     try:
         yield
-    except GrantEnded:
+    except (GrantEnded, SpotifyAppRequired):
         raise SpotifyReauthorizationRequired(authorize_url=_consent_url()) from None
     except InsufficientScope as error:
         missing: list[str] = error.members.setdefault("missing_scopes", [])  # type: ignore[assignment]

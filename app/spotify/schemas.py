@@ -34,14 +34,21 @@ class SpotifyOut(ma.Schema):
     )
 
 
-def describe(spotify_user: SpotifyUser | ConnectionSnapshot | None) -> dict[str, Any]:
-    """Return a connection as the API shows it."""
+def describe(
+    spotify_user: SpotifyUser | ConnectionSnapshot | None, *, is_usable: bool = True
+) -> dict[str, Any]:
+    """Return a connection as the API shows it.
+
+    It is not usable if it waits for the application of this server (`Applications.can_use`). Then the person
+    has to connect again.
+    """
     if spotify_user is None:
         return {"status": "not_connected"}
     token = spotify_user.token
     signs_in = {"signs_in": True} if spotify_user.sign_in_since is not None else {}
+    state = token.state if is_usable else GrantState.REAUTHORIZATION_REQUIRED
     return signs_in | {
-        "status": "connected" if token.state == GrantState.ACTIVE else token.state,
+        "status": "connected" if state == GrantState.ACTIVE else state,
         "spotify_id": spotify_user.spotify_id,
         "account_id": spotify_user.account_id,
         "display_name": spotify_user.display_name,

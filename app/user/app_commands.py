@@ -1,5 +1,6 @@
 """`flask apps`: commands for operators to manage people's own applications at Spotify."""
 
+import math
 import sys
 
 import click
@@ -9,7 +10,7 @@ from flask.cli import AppGroup
 from app.infra.cli_command import Command, text
 from app.infra.clock import rfc3339
 from app.infra.database import reading
-from app.models import SpotifyApp, User
+from app.models import AppState, SpotifyApp, User
 from app.services import services
 from app.spotify.app_registration.schemas import NewSpotifyApp
 from app.user.commands import UsersCommand, find_user, user_argument
@@ -20,14 +21,26 @@ apps = AppGroup(
 
 
 @apps.command("list", cls=Command)
-def list_apps() -> None:
-    """List all of them: owner, client ID, whether it has a secret, and whether Spotify accepts it."""
+@click.option("--paused", is_flag=True, help="Only those that Spotify rejects, limits, or does not serve.")
+def list_apps(paused: bool) -> None:
+    """List them: owner, client ID, whether they have a secret, and whether they work.
+
+    Shows why an application is paused, since when, and until when; and for how long Spotify's Web API
+    rejects its calls.
+    """
     found = sa.select(User.id, User.username, SpotifyApp).join(SpotifyApp, SpotifyApp.owner_id == User.id)
     with reading() as db:
         for user_id, username, app in db.execute(found.order_by(SpotifyApp.id)):
+            wait = services().web_api.retry_after(app.client_id)
+            if paused and app.state == AppState.ACTIVE and not wait:
+                continue
             kind = "public" if app.client_secret is None else "secret"
+            since = f" since {rfc3339(app.failing_since)}" if app.failing_since is not None else ""
             until = f" until {rfc3339(app.paused_until)}" if app.paused_until is not None else ""
-            click.echo(f"{user_id:<8} {username:<24} {app.client_id:<34} {kind}  {app.state}{until}")
+            limited = f", Web API: rate limited for {math.ceil(wait)} s" if wait else ""
+            click.echo(
+                f"{user_id:<8} {username:<24} {app.client_id:<34} {kind}  {app.state}{since}{until}{limited}"
+            )
 
 
 @apps.command("add", cls=UsersCommand)

@@ -58,6 +58,7 @@ def upgrade() -> None:
     )
     op.create_index(f"ix_{TABLE}_key_id", TABLE, ["key_id"])
     op.add_column("access_tokens", sa.Column("client_id", exact(255), nullable=True))
+    op.add_column("token_refreshes", sa.Column("spotify_app_id", sa.Integer(), nullable=True))
     add_reference()
 
 
@@ -98,5 +99,6 @@ def downgrade() -> None:
                 f"ALTER TABLE spotify_users DROP FOREIGN KEY {FOREIGN_KEY}, DROP INDEX {INDEX}, "
                 f"DROP COLUMN {COLUMN}"
             )
+    op.drop_column("token_refreshes", "spotify_app_id")
     op.drop_column("access_tokens", "client_id")
     op.drop_table(TABLE)

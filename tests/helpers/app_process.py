@@ -161,11 +161,9 @@ class _Worker:
     def store_grant(self, user_id: int, access_token: str) -> dict[str, Any]:
         from app.infra import database
         from app.models import snapshots
-        from app.spotify.clients.application import deployment_application
         from app.spotify.clients.consent import Consent
         from app.spotify.clients.profile import Profile
         from app.spotify.clients.token_response import TokenResponse
-        from config import Config
 
         with self._app.app_context():
             row = database.read(snapshots.OF_USER.params(id=user_id))[0]
@@ -173,7 +171,7 @@ class _Worker:
                 Profile("races", None, None, None, None, None),
                 TokenResponse(access_token, f"refresh {access_token}", 3600, "streaming"),
                 time.monotonic(),
-                deployment_application(Config.from_env(os.environ)),
+                self._services.applications.to_connect(None),
             )
             user = snapshots.from_row(row, time.monotonic()).user
             self._services.connections.store_grant(consent, user=user)

@@ -47,7 +47,8 @@ DESIGNED = {
     ),
     "breakers": "name opened_at closed_at probe_at successes",
     "token_refreshes": (
-        "id spotify_user_id grant_id generation attempt_id outcome effective started_at finished_at"
+        "id spotify_user_id grant_id generation spotify_app_id attempt_id outcome effective started_at "
+        "finished_at"
     ),
 }
 

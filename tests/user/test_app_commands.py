@@ -1,6 +1,8 @@
 """`flask apps`, and the rotation of the keys that encrypt client secrets."""
 
 import base64
+import re
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
@@ -10,9 +12,11 @@ from flask.testing import FlaskClient
 
 from app.infra.database import reading, writing
 from app.infra.encryption import TokenCipher
+from app.infra.http_client import HttpResponse
 from app.models import AppState, SpotifyApp
 from app.spotify.applications.encryption import decrypt_secret, secret_context
 from app.spotify.applications.lookup import Applications
+from app.spotify.clients.client_limits import ClientLimitsRegistry
 from app.spotify.tokens.key_rotation import RotationProgress, keys_in_use, rotate_keys
 from tests.helpers.flows import register
 from tests.helpers.own_applications import create_own_applications
@@ -42,9 +46,10 @@ def test_operator_adds_lists_and_removes_an_application(
     with app.app_context(), writing() as db:
         db.execute(sa.update(SpotifyApp).values(state=AppState.REFUSED))
     doctor = app.test_cli_runner().invoke(args=["doctor"])
-    assert "own Spotify applications: 1, of which Spotify rejects 1" in doctor.stdout
+    assert "own Spotify applications: 1, of which 1 refused" in doctor.stdout
     page = client.get("/operator", environ_overrides={"REMOTE_ADDR": "127.0.0.1"})
     assert "Own Spotify applications that are refused: 1" in page.text
+    assert "flask apps list --paused" in page.text
 
     assert apps(app, "add", "ada@example.com", client_id, "--public").exit_code == 0
     assert client.get("/api/spotify/app").json["has_secret"] is False
@@ -61,6 +66,24 @@ def test_application_of_a_disabled_account_stays_as_it_is(client: FlaskClient, a
         result = apps(app, *arguments)
         assert (result.exit_code, result.stdout) == (1, "")
         assert "(ada) is disabled. `flask users enable`" in result.stderr
+
+
+def test_operator_sees_which_applications_are_paused_and_why(app: Flask, sandbox: SandboxClient) -> None:
+    created = create_own_applications(app, sandbox, 3)
+    working, refused, limited = (each["client_id"] for each in created)
+    now = datetime(2026, 11, 26, 12, tzinfo=UTC)
+    paused = {"state": AppState.REFUSED, "failing_since": now, "paused_until": now + timedelta(hours=1)}
+    with app.app_context(), writing() as db:
+        db.execute(sa.update(SpotifyApp).where(SpotifyApp.client_id == refused).values(paused))
+    quota = HttpResponse(429, {"retry-after": "3600"}, b'{"error": {"reason": "QUOTA_EXCEEDED"}}')
+    limits = ClientLimitsRegistry(app.extensions["backline"].redis, app.extensions["backline"].config)
+    limits.of(limited).rate_limiter.record_429("me", quota)
+
+    lines = apps(app, "list", "--paused").stdout.splitlines()
+    assert [line.split()[2] for line in lines] == [refused, limited]
+    assert lines[0].endswith(" refused since 2026-11-26T12:00:00Z until 2026-11-26T13:00:00Z")
+    assert re.search(r" active, Web API: rate limited for 3[456]\d\d s$", lines[1])
+    assert [line.split()[2] for line in apps(app, "list").stdout.splitlines()] == [working, refused, limited]
 
 
 def test_client_secrets_move_to_the_newest_key(

@@ -23,7 +23,7 @@ from app.spotify.applications import pauses
 from app.spotify.applications.encryption import encrypt_secret
 from app.spotify.clients.accounts import SpotifyAccounts
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
-from app.spotify.clients.application import Application
+from app.spotify.clients.application import Application, deployment_application
 from app.spotify.clients.errors import Misconfigured, RateLimited, SpotifyError
 from app.spotify.connections import Connections
 from app.web.validation import APPLICATION_OF_SERVER
@@ -73,7 +73,8 @@ class AppRegistration:
         """
         if self._config.spotify_apps == "deployment":
             raise SpotifyAppsDisabled
-        if client_id == self._config.spotify_client_id:
+        deployment = deployment_application(self._config)
+        if deployment is not None and client_id == deployment.client_id:
             raise ValidationError(errors={"client_id": [APPLICATION_OF_SERVER]})
         self._require_accepted(Application(client_id, client_secret))
 

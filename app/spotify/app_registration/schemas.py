@@ -68,7 +68,7 @@ class SpotifyAppOut(ma.Schema):
     )
 
 
-def describe_app(config: Config, deployment: Application, own: SpotifyApp | None) -> dict[str, Any]:
+def describe_app(config: Config, deployment: Application | None, own: SpotifyApp | None) -> dict[str, Any]:
     """Return the application that a person connects with as the API shows it."""
     shared = None if config.spotify_apps == "own" else deployment
     return {

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from app.errors import SpotifyAppRequired, SpotifyNotConnected, SpotifyStateMismatch
 from app.infra.database import reading
 from app.infra.encryption import TokenCipher
-from app.models import AccessToken, SpotifyApp, SpotifyUser
+from app.models import AccessToken, GrantState, SpotifyApp, SpotifyUser
 from app.models.snapshots import TokenSnapshot
 from app.spotify.applications.encryption import decrypt_secret
 from app.spotify.clients.application import Application, deployment_application
@@ -42,7 +42,7 @@ class Applications:
             return own
         if self._policy == "own" and not signs_in:
             raise SpotifyAppRequired
-        return self.deployment
+        return self._require_deployment()
 
     def to_complete(
         self, user_id: int | None, client_id: str | None, *, signs_in: bool = False
@@ -73,20 +73,43 @@ class Applications:
         if tuple(current) != (application.id, application.own_client_id):
             raise SpotifyStateMismatch(_CHANGED)
 
+    def can_use(self, grant: Grant) -> bool:
+        """Return whether anything may be sent with a grant.
+
+        If this server has no application anymore, those that were issued to it wait for one. Then the person
+        can only connect with one of their own.
+        """
+        return grant.client_id is not None or self.deployment is not None
+
     def of_grant(self, grant: Grant) -> Application:
         """Return the application that a grant was issued to. Reads nothing if it is the deployment's.
 
         Raises:
+            SpotifyAppRequired, SpotifyNotConnected, SpotifyUnavailable: As for `choose`.
+        """
+        if grant.client_id is None:
+            return self.choose(grant, None)
+        with reading() as db:
+            return self.choose(grant, rows_of_grants(db, [grant]).get(grant.spotify_user_id))
+
+    def choose(self, grant: Grant, own: SpotifyApp | None) -> Application:
+        """Return the application that a grant was issued to. `own` is what `rows_of_grants` has found.
+
+        Raises:
+            SpotifyAppRequired: It is the deployment's, which has none anymore.
             SpotifyNotConnected: Its owner has removed or replaced the application, and so ended the grant.
             SpotifyUnavailable: Its secret cannot be decrypted.
         """
         if grant.client_id is None:
-            return self.deployment
-        with reading() as db:
-            row = rows_of_grants(db, [grant]).get(grant.spotify_user_id)
-        if row is None:
+            return self._require_deployment()
+        if own is None:
             raise SpotifyNotConnected
-        return self.decrypt(row)
+        return self.decrypt(own)
+
+    def _require_deployment(self) -> Application:
+        if self.deployment is None:
+            raise SpotifyAppRequired
+        return self.deployment
 
     def of_user(self, user_id: int) -> Application | None:
         """Return the application that a person has registered.
@@ -117,6 +140,14 @@ def count_by_state() -> dict[str, int]:
     counted = sa.select(SpotifyApp.state, sa.func.count()).group_by(SpotifyApp.state)
     with reading() as db:
         return dict(db.execute(counted.order_by(SpotifyApp.state)).all())
+
+
+def count_of_deployment() -> int:
+    """Return the number of grants that were issued to the deployment's application and have not ended."""
+    not_ended = AccessToken.state != GrantState.REAUTHORIZATION_REQUIRED
+    with reading() as db:
+        found = sa.select(sa.func.count()).where(AccessToken.client_id.is_(None), not_ended)
+        return db.execute(found).scalar_one()
 
 
 def rows_of_grants(db: Session, grants: Iterable[Grant]) -> dict[int, SpotifyApp]:

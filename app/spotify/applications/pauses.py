@@ -15,7 +15,7 @@ from functools import partial
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app.errors import SpotifyAppRefused, SpotifyNotConnected, SpotifyUnavailable
+from app.errors import SpotifyAppRefused, SpotifyUnavailable
 from app.infra import database
 from app.infra.database import reading, run_in_transaction
 from app.infra.row_versions import announce
@@ -53,7 +53,7 @@ _RULES = {
 _PROOFS = (Outcome.REFRESHED, Outcome.INVALID_GRANT, Outcome.AGED)
 
 
-def require_active(db: Session, application: SpotifyApp | None, now: datetime) -> bool:
+def require_active(db: Session, application: SpotifyApp, now: datetime) -> bool:
     """Let a refresh through if the application is not paused, or as the probe. Returns whether it is one.
 
     Call it in the transaction that claims the refresh, so that a claim that fails uses up no probe.
@@ -61,18 +61,15 @@ def require_active(db: Session, application: SpotifyApp | None, now: datetime) -
     Raises:
         SpotifyAppRefused: It is paused because Spotify rejects it.
         SpotifyUnavailable: It is paused for another reason.
-        SpotifyNotConnected: The application is gone, and with it the connection.
     """
-    if application is None:
-        raise SpotifyNotConnected
     if application.state == AppState.ACTIVE:
         return False
-    if _is_paused(application, now) or not _take_probe(db, application, now):
+    if is_paused(application, now) or not _take_probe(db, application, now):
         raise _error_for(application, now)
     return True
 
 
-def _is_paused(application: SpotifyApp, now: datetime) -> bool:
+def is_paused(application: SpotifyApp, now: datetime) -> bool:
     """Return whether refreshes with this application have to wait until `paused_until`."""
     return application.state != AppState.ACTIVE and is_ahead(application.paused_until, now)
 
@@ -185,7 +182,7 @@ class ApplicationPauses:
         if application is None:
             return
         now = database.db_now(db)
-        if not is_probe and _is_paused(application, now):
+        if not is_probe and is_paused(application, now):
             # It ran at the same time as the one that caused the pause, and counts as the same failure.
             until = now + rule.pause(1, retry_after)
             application.paused_until = max(application.paused_until or until, until)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from app.settings.rules import lacks_application
 from config import Config
 
 
@@ -39,6 +40,8 @@ class Application:
         return None if self.id is None else self.client_id
 
 
-def deployment_application(config: Config) -> Application:
-    """Return the deployment's application, for everyone who has not registered one."""
+def deployment_application(config: Config) -> Application | None:
+    """Return the deployment's application, for everyone who has not registered one. It may have none."""
+    if lacks_application(config):
+        return None
     return Application(config.spotify_client_id, config.spotify_client_secret)

@@ -93,6 +93,7 @@ class SpotifyRateLimiter:
 
     def __init__(self, client: redis.Redis, client_id: str, budget: int | None) -> None:
         self._client = client
+        self.client_id = client_id
         self._key = f"spotify-wait:{{{client_id}}}"
         self._last_rejection_key = f"spotify-last-rejection:{{{client_id}}}"
         self._canary_key = f"spotify-canary:{{{client_id}}}"
@@ -179,7 +180,7 @@ class SpotifyRateLimiter:
         """Start the wait that a 429 in response to a call of this scope asks for."""
         seconds, is_quota = _parse_429(response)
         concerns = "all" if is_quota else self._classify_429(scope)
-        _log_429(seconds, is_quota=is_quota, route="all" if concerns == "all" else scope)
+        self._log_429(seconds, is_quota=is_quota, route="all" if concerns == "all" else scope)
         if concerns == "all":
             return Rejection(self._start_wait_for_all(seconds))
         self._start_wait(scope, seconds)
@@ -192,8 +193,12 @@ class SpotifyRateLimiter:
     def block_all(self, response: HttpResponse) -> int:
         """Block all calls for as long as a 429 asks. Returns the seconds."""
         seconds, is_quota = _parse_429(response)
-        _log_429(seconds, is_quota=is_quota, route="all")
+        self._log_429(seconds, is_quota=is_quota, route="all")
         return self._start_wait_for_all(seconds)
+
+    def _log_429(self, seconds: int, *, is_quota: bool, route: str) -> None:
+        about = {"seconds": seconds, "quota": is_quota, "route": route, "client_id": self.client_id}
+        log.error("web_api_rate_limited", extra=about)
 
     def _start_wait_for_all(self, seconds: int) -> int:
         self._start_wait(ALL, seconds)
@@ -274,10 +279,6 @@ def _parse_429(response: HttpResponse) -> tuple[int, bool]:
     if seconds is None:
         seconds = QUOTA_WAIT_SECONDS if is_quota else WAIT_SECONDS
     return min(max(seconds, 1), MAX_WAIT_SECONDS), is_quota
-
-
-def _log_429(seconds: int, *, is_quota: bool, route: str) -> None:
-    log.error("web_api_rate_limited", extra={"seconds": seconds, "quota": is_quota, "route": route})
 
 
 def _concerning(scope: str) -> list[str]:

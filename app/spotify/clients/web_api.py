@@ -82,6 +82,10 @@ class SpotifyWebApi:
         except (SpotifyTransportError, RateLimited):
             return response
 
+    def retry_after(self, client_id: str) -> float:
+        """Return for how many seconds Spotify rejects all calls of a user's application, or 0."""
+        return self._limits.of(client_id).rate_limiter.retry_after()
+
     def sample_metrics(self) -> None:
         """Record whether the circuit breaker of the deployment's application is open."""
         metrics.sample_breaker(is_open=self._limits.deployment.circuit_breaker.is_open)
@@ -187,7 +191,7 @@ def _acquire(
 
 def _record_failure(limits: ClientLimits, spotify_user_id: int | None, reason: str) -> None:
     if limits.circuit_breaker.record_failure(spotify_user_id):
-        log.error("web_api_unavailable", extra={"reason": reason})
+        log.error("web_api_unavailable", extra={"reason": reason, "client_id": limits.rate_limiter.client_id})
 
 
 def _is_worth_a_retry(response: HttpResponse) -> bool:

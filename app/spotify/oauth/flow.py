@@ -186,13 +186,15 @@ class AuthorizationFlow:
         """Return the connection that this session uses, with its token refreshed if necessary.
 
         Raises:
-            GrantEnded: Only a new consent helps.
+            GrantEnded: Only a new consent helps. Spotify has ended the grant, or it was issued to the
+                application of this server, which has none anymore.
             SpotifyUnavailable, SpotifyMisconfigured: The token cannot be refreshed now.
         """
         spotify_user = connections.current_connection()
         if spotify_user is None:
             return None
-        if spotify_user.token.state == GrantState.REAUTHORIZATION_REQUIRED:
+        can_use = self._applications.can_use(spotify_user.token)
+        if spotify_user.token.state == GrantState.REAUTHORIZATION_REQUIRED or not can_use:
             raise GrantEnded
         try:
             token = self._tokens.access_token_for(

@@ -61,7 +61,6 @@ def claim(row: AccessToken, application: Application) -> Attempt | None:
         SpotifyUnavailable: The breaker is open, or the application is paused.
         SpotifyMisconfigured: The breaker is open because Spotify rejects our client id or secret.
         SpotifyAppRefused: The application is paused because Spotify rejects it.
-        SpotifyNotConnected: The application is gone.
     """
     attempt_id, send_until = uuid.uuid4().hex, send_deadline()
 
@@ -81,7 +80,7 @@ def claim(row: AccessToken, application: Application) -> Attempt | None:
         is_probe = breaker.require_closed(db, ApplicationKind.of(row.client_id), now)
         if application.id is None:
             return replace(attempt, is_probe=is_probe)
-        probes_application = pauses.require_active(db, db.get(SpotifyApp, application.id), now)
+        probes_application = pauses.require_active(db, db.get_one(SpotifyApp, application.id), now)
         return replace(attempt, is_probe=is_probe, probes_application=probes_application)
 
     return run_in_transaction_until(time.monotonic() + _CLAIM_SECONDS, work)
@@ -122,6 +121,7 @@ def take_leases(
                 "spotify_user_id": row.spotify_user_id,
                 "grant_id": row.grant_id,
                 "generation": attempt.generation,
+                "spotify_app_id": attempt.spotify_app_id,
                 "attempt_id": attempt.id,
                 "started_at": now,
             }

@@ -3,7 +3,7 @@
 import logging
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -11,12 +11,13 @@ from functools import partial
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app.errors import SpotifyAppRefused, SpotifyMisconfigured, SpotifyUnavailable
+from app.errors import SpotifyAppRefused, SpotifyMisconfigured, SpotifyNotConnected, SpotifyUnavailable
 from app.infra import database
 from app.infra.database import run_in_transaction
 from app.infra.encryption import TokenCipher
 from app.models import AccessToken, GrantState, SpotifyApp, TokenRefresh
 from app.models.access_token import LEASE
+from app.models.times import LONGEST_WAIT
 from app.spotify.applications import pauses
 from app.spotify.applications.lookup import Applications, rows_of_grants
 from app.spotify.clients.application import ALL_KINDS, Application, ApplicationKind
@@ -55,7 +56,7 @@ class Batch:
     candidates: int
     claims: list[Claim] = field(default_factory=list)
     postponed: int = 0
-    undecryptable: int = 0  # of those that are postponed
+    unusable: int = 0  # of those that are postponed: they cannot be decrypted, or their application is gone
     paused: set[ApplicationKind] = field(default_factory=set)  # by the breaker
 
     @property
@@ -105,7 +106,7 @@ class BatchClaims:
             del ids[:wanted]
         claims = [
             Claim(each.due.row, _attempt(db, each, now, send_until), each.application, each.refresh_token)
-            for each in _admitted_by_breaker(db, found, now, batch)
+            for each in _admitted(db, found, now, batch)
         ]
         taken = attempts.take_leases(db, {claim.row: claim.attempt for claim in claims}, now)
         batch.claims = [claim for claim in claims if claim.row in taken]
@@ -119,51 +120,22 @@ class BatchClaims:
         own_applications = rows_of_grants(db, [due.row for due in locked])
         for due in locked:
             own = own_applications.get(due.row.spotify_user_id)
-            postponed = self._postponed(due, now)
+            postponed = self._postponed(due, own, now)
             if postponed is None:
                 try:
-                    found.append(self._with_secrets(db, due, own, now))
-                except _ApplicationPaused as paused:
-                    postponed = {"due_at": paused.until or now + LEASE}
-                except SpotifyUnavailable:
-                    batch.undecryptable += 1
+                    application = self._applications.choose(due.row, own)
+                    refresh_token = decrypt_token(self._cipher, due.row, "refresh_token")
+                    found.append(_Refreshable(due, application, refresh_token, own))
+                except (SpotifyNotConnected, SpotifyUnavailable):
+                    batch.unusable += 1
                     postponed = {"due_at": now + UNDECRYPTABLE_WAIT}
             if postponed is not None:
                 batch.postponed += 1
                 attempts.update(db, due.row, postponed)
         return found
 
-    def _with_secrets(
-        self, db: Session, due: DueGrant, own: SpotifyApp | None, now: datetime
-    ) -> "_Refreshable":
-        """Return what to send to refresh a grant.
-
-        Raises:
-            SpotifyUnavailable: Its application is gone, or a secret cannot be decrypted.
-            _ApplicationPaused: Its application is paused.
-        """
-        application = self._application(due.row, own)
-        refresh_token = decrypt_token(self._cipher, due.row, "refresh_token")
-        try:
-            is_probe = own is not None and pauses.require_active(db, own, now)
-        except (SpotifyAppRefused, SpotifyUnavailable):
-            raise _ApplicationPaused(own.paused_until if own is not None else None) from None
-        return _Refreshable(due, application, refresh_token, probes_application=is_probe)
-
-    def _application(self, grant: AccessToken, own: SpotifyApp | None) -> Application:
-        """Return the application that a grant was issued to.
-
-        Raises:
-            SpotifyUnavailable: It is gone, or its secret cannot be decrypted.
-        """
-        if grant.client_id is None:
-            return self._applications.deployment
-        if own is None:
-            raise SpotifyUnavailable
-        return self._applications.decrypt(own)
-
-    def _postponed(self, due: DueGrant, now: datetime) -> Values | None:
-        """Return what to write to a grant that needs no refresh now, or None if it needs one."""
+    def _postponed(self, due: DueGrant, own: SpotifyApp | None, now: datetime) -> Values | None:
+        """Return what to write to a grant that needs no refresh now, or has to wait. None if it needs one."""
         row = due.row
         is_idle = row.state == GrantState.ACTIVE and due.last_used_at < now - self._active_for
         if is_idle or row.state == GrantState.REAUTHORIZATION_REQUIRED:
@@ -172,15 +144,11 @@ class BatchClaims:
             return {"due_at": row.not_before}
         if row.is_valid_for(transitions.latest_lead(self._refresh_lead), now=now):  # refreshed by a request
             return {"due_at": transitions.next_refresh_at(row.expires_at, row.lifetime, self._refresh_lead)}
+        if not self._applications.can_use(row):
+            return {"due_at": now + LONGEST_WAIT}  # the setting may have changed by then
+        if own is not None and pauses.is_paused(own, now):
+            return {"due_at": own.paused_until}
         return None
-
-
-class _ApplicationPaused(Exception):
-    """A user's application is paused until then."""
-
-    def __init__(self, until: datetime | None) -> None:
-        super().__init__()
-        self.until = until
 
 
 @dataclass(frozen=True)
@@ -190,19 +158,23 @@ class _Refreshable:
     due: DueGrant
     application: Application
     refresh_token: str = field(repr=False)
-    probes_application: bool = False  # it was paused
+    own: SpotifyApp | None  # the application's row, if a user has registered it
     is_probe: bool = False  # the breaker was open
+    probes_application: bool = False  # it was paused
 
     @property
     def kind(self) -> ApplicationKind:
         return ApplicationKind.of(self.due.row.client_id)
 
 
-def _admitted_by_breaker(
+def _admitted(
     db: Session, found: Sequence[_Refreshable], now: datetime, batch: Batch
-) -> list[_Refreshable]:
-    """Return those that the breaker lets through: for each kind of application, all, a probe, or none."""
-    admitted: list[_Refreshable] = []
+) -> Iterator[_Refreshable]:
+    """Yield those that the breaker and the pauses of their applications let through.
+
+    Of each kind of application, the breaker admits all, a probe, or none. It is asked first, because an
+    application whose probe is taken waits for its outcome.
+    """
     for kind in ApplicationKind:
         of_kind = [each for each in found if each.kind is kind]
         try:
@@ -210,8 +182,17 @@ def _admitted_by_breaker(
         except (SpotifyUnavailable, SpotifyMisconfigured):
             batch.paused.add(kind)
             continue
-        admitted += [replace(of_kind[0], is_probe=True)] if is_probe else of_kind
-    return admitted
+        for each in of_kind:
+            try:
+                probes = each.own is not None and pauses.require_active(db, each.own, now)
+            except (SpotifyAppRefused, SpotifyUnavailable):  # another grant is the application's probe
+                waits_until = each.own.paused_until if each.own is not None else None
+                attempts.update(db, each.due.row, {"due_at": waits_until or now + LEASE})
+                batch.postponed += 1
+                continue
+            yield replace(each, is_probe=is_probe, probes_application=probes)
+            if is_probe:
+                break
 
 
 def _attempt(db: Session, found: _Refreshable, now: datetime, send_until: float) -> Attempt:

@@ -132,6 +132,11 @@ def record_outcomes(observations: Sequence[Observation]) -> None:
             _change(partial(_count_failure, reason, rule, max(waits, default=None)), even_if_closed=True)
 
 
+def close_unused(kind: ApplicationKind) -> None:
+    """Close the breakers of a kind of application that this server has none of. No probe would."""
+    _change(partial(_close_all, kind))
+
+
 def client_accepted() -> None:
     """Record that Spotify has accepted the deployment's client id and secret, in the exchange of a code."""
     _change(_close_misconfigured)
@@ -150,6 +155,14 @@ def _close_misconfigured(db: Session) -> None:
     breaker = breaker_queries.locked(db, Reason.MISCONFIGURED)
     if breaker.closed_at is None:
         _close(db, breaker, database.db_now(db))
+
+
+def _close_all(kind: ApplicationKind, db: Session) -> None:
+    now = database.db_now(db)
+    for breaker in db.scalars(
+        sa.select(Breaker).where(breaker_queries.is_open(reasons_of(kind))).with_for_update()
+    ):
+        _close(db, breaker, now)
 
 
 def _count_success(proven: Collection[Reason], began_at: datetime, db: Session) -> None:

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, aliased
 
 from app.infra.row_versions import announce
-from app.models import AccessToken, Breaker, GrantState, SpotifyApp, SpotifyUser, TokenRefresh
+from app.models import AccessToken, Breaker, GrantState, SpotifyApp, TokenRefresh
 from app.models.times import CLOCK_TOLERANCE, is_over
 from app.models.token_refresh import Outcome
 from app.spotify.clients.application import ApplicationKind
@@ -132,16 +132,14 @@ def _finished_between(since: datetime, now: datetime) -> tuple[sa.ColumnElement[
 
 
 def _is_of(kind: ApplicationKind, since: datetime) -> sa.ColumnElement[bool]:
-    """In SQL: the attempt was one of a connection that was made with this kind of application.
+    """In SQL: the attempt was made with this kind of application.
 
     Users' applications that began to fail before `since` are left out: they fail for their own reasons.
     """
-    own = sa.select(SpotifyUser.id).where(SpotifyUser.spotify_app_id.is_not(None))
     if kind is ApplicationKind.DEPLOYMENT:
-        return TokenRefresh.spotify_user_id.not_in(own)
+        return TokenRefresh.spotify_app_id.is_(None)
     has_worked = sa.or_(SpotifyApp.failing_since.is_(None), SpotifyApp.failing_since >= since)
-    joined = own.join(SpotifyApp, SpotifyApp.id == SpotifyUser.spotify_app_id)
-    return TokenRefresh.spotify_user_id.in_(joined.where(has_worked))
+    return TokenRefresh.spotify_app_id.in_(sa.select(SpotifyApp.id).where(has_worked))
 
 
 def _rejected_before(since: datetime) -> sa.ColumnElement[bool]:

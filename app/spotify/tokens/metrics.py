@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from app.infra import database
 from app.infra.database import reading
-from app.models import AccessToken, AppState, GrantState, SpotifyUser, TokenRefresh
+from app.models import AccessToken, AppState, GrantState, TokenRefresh
 from app.models.token_refresh import Outcome
 from app.spotify.applications.lookup import count_by_state
 from app.spotify.clients.application import ApplicationKind
@@ -64,16 +64,15 @@ def _applications() -> Metric:
 
 def _refreshes() -> Iterator[Metric]:
     now = database.read_db_now()
+    is_own = TokenRefresh.spotify_app_id.is_not(None).label("is_own")
     recent = (
-        sa.select(TokenRefresh.outcome, sa.func.count())
+        sa.select(TokenRefresh.outcome, is_own, sa.func.count())
         .where(TokenRefresh.started_at > now - RECENT)
-        .group_by(TokenRefresh.outcome)
+        .group_by(TokenRefresh.outcome, is_own)
     )
-    own = sa.select(SpotifyUser.id).where(SpotifyUser.spotify_app_id.is_not(None))
     with reading() as db:
         oldest = db.execute(sa.select(sa.func.min(AccessToken.due_at))).scalar_one()
-        of_all = dict(db.execute(recent).all())
-        of_own = dict(db.execute(recent.where(TokenRefresh.spotify_user_id.in_(own))).all())
+        counts = {(outcome, bool(own)): count for outcome, own, count in db.execute(recent)}
     late = (now - oldest).total_seconds() if oldest is not None else 0.0
     yield GaugeMetricFamily(
         "backline_oldest_due_refresh_seconds",
@@ -86,10 +85,9 @@ def _refreshes() -> Iterator[Metric]:
         labels=["outcome", "application"],
     )
     for outcome in Outcome:
-        total, own_count = of_all.get(outcome.value, 0), of_own.get(outcome.value, 0)
-        # Between the two statements, further attempts may have ended.
-        family.add_metric([outcome.value, ApplicationKind.DEPLOYMENT.value], max(0, total - own_count))
-        family.add_metric([outcome.value, ApplicationKind.OWN.value], own_count)
+        for kind in ApplicationKind:
+            count = counts.get((outcome.value, kind is ApplicationKind.OWN), 0)
+            family.add_metric([outcome.value, kind.value], count)
     yield family
 
 

@@ -19,7 +19,7 @@ from app.errors import DEPENDENCY_DOWN, SpotifyUnavailable
 from app.infra import database
 from app.models.token_refresh import Outcome
 from app.resilience.rate_limiter import RateLimiter
-from app.spotify.clients.application import ALL_KINDS, ApplicationKind
+from app.spotify.clients.application import ALL_KINDS, ApplicationKind, deployment_application
 from app.spotify.tokens import attempts, batch_claims, breaker, refresh_queue
 from app.spotify.tokens.attempts import Completion
 from app.spotify.tokens.batch_claims import BatchClaims, Claim
@@ -71,6 +71,7 @@ class RefreshPass:
         self._limiter = limiter
         self._stopping = stopping  # set when the process ends
         self._ending = threading.Event()  # set when this pass ends early
+        self._lacks_application = deployment_application(config) is None
         self._workers = config.refresh_workers
         self._interval = 1 / config.refresh_rate
         self._max_reserved = max(1, int(RESERVED_SECONDS * config.refresh_rate))
@@ -98,6 +99,8 @@ class RefreshPass:
         self._progress = progress
         with self._app.app_context():
             refresh_queue.correct_due_times()
+            if self._lacks_application:
+                breaker.close_unused(ApplicationKind.DEPLOYMENT)
             due_by = database.read_db_now()
             with ThreadPoolExecutor(_STORING_THREADS, thread_name_prefix="store") as self._storing:
                 self._run_workers(due_by)
@@ -139,7 +142,7 @@ class RefreshPass:
                 was_idle = not self._unfinished
                 batch = self._claims.claim(room, due_by, kinds)
                 self._start(batch.claims, start_at)
-                self._count(failed=batch.undecryptable)
+                self._count(failed=batch.unusable)
                 waiting |= batch.paused
                 may_close |= bool(batch.paused) and not was_idle
                 if batch.claims or batch.postponed or batch.paused:

@@ -17,14 +17,20 @@ import sqlalchemy as sa
 from flask import current_app
 from sqlalchemy.orm import Session
 
-from app.errors import DEPENDENCY_DOWN, BacklineError, SpotifyNotConnected, SpotifyUnavailable
+from app.errors import (
+    DEPENDENCY_DOWN,
+    BacklineError,
+    SpotifyAppRequired,
+    SpotifyNotConnected,
+    SpotifyUnavailable,
+)
 from app.infra import database
 from app.infra.encryption import TokenCipher
 from app.infra.row_versions import announce
 from app.models import AccessToken, GrantState
 from app.models.snapshots import TokenSnapshot
 from app.resilience.single_flight import SingleFlight
-from app.spotify.applications.lookup import Grant
+from app.spotify.applications.lookup import Applications, Grant
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
 from app.spotify.clients.application import ApplicationKind
 from app.spotify.clients.consent import Consent
@@ -65,12 +71,14 @@ class TokenService:
         refresher: Refresher,
         refreshes: Mapping[ApplicationKind, SingleFlight[GrantSnapshot]],
         bulkhead: AccountsBulkhead,
+        applications: Applications,
         cipher: TokenCipher,
         refresh_lead: timedelta,
     ) -> None:
         self.refresher = refresher
         self._refreshes = refreshes
         self._bulkhead = bulkhead
+        self._applications = applications
         self._cipher = cipher
         self._refresh_lead = refresh_lead
 
@@ -93,14 +101,17 @@ class TokenService:
         Raises:
             GrantEnded: Spotify has ended the grant.
             SpotifyNotConnected: The connection does not exist, or has another grant than `grant_id`.
+            SpotifyAppRequired: It was made with the application of this server, which has none anymore.
             SpotifyUnavailable: The refresh is not done in time, is backing off, or is stopped by the breaker.
             SpotifyMisconfigured: Spotify rejects this server's client id or secret.
         """
         if known is not None and known.is_valid_for(lead, now=known.read_time.now()):
+            self._require_usable(known)
             token = self._decrypt_known(known)
             require_grant(token, grant_id)
             return token
         row, now = refresh.read(spotify_user_id)
+        self._require_usable(row)
         if row.is_valid_for(lead, now=now):
             token = self._decrypt(row, now)
         elif row.is_valid_for(MIN_TTL, now=now):
@@ -174,6 +185,10 @@ class TokenService:
         """Wait for the refreshes that are running, and accept no more."""
         for refreshes in self._refreshes.values():
             refreshes.close()
+
+    def _require_usable(self, grant: Grant) -> None:
+        if not self._applications.can_use(grant):
+            raise SpotifyAppRequired
 
     def _newer_or_same(
         self, row: AccessToken, now: datetime, lead: timedelta, wait_seconds: float

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -11,12 +12,15 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from app.infra.database import reading
-from app.models import AccessToken, SpotifyApp, SpotifyUser, User
+from app.infra import database
+from app.infra.database import reading, writing
+from app.models import AccessToken, AppState, Breaker, SpotifyApp, SpotifyUser, User
 from app.services import services
 from app.spotify.app_registration import routes
 from app.spotify.applications.encryption import decrypt_secret
 from app.spotify.connections import Connections
+from app.spotify.tokens import breaker
+from app.spotify.tokens.breaker_rules import Reason
 from tests.helpers.factories import advance_time, refresh_due
 from tests.helpers.flows import (
     PASSWORD,
@@ -210,6 +214,25 @@ def test_person_who_is_not_on_the_allowlist_is_told_so(
     response = send_callback(client, callback)
     assert (response.status_code, slug(response)) == (409, "spotify-app-refused")
     assert stored(client.application)[1] is None
+
+
+def test_accepted_code_says_nothing_about_the_application_of_the_server(
+    client: FlaskClient, sandbox: SandboxClient, created: Created
+) -> None:
+    register(client)
+    put(client, created)
+    with client.application.app_context(), writing() as db:
+        now = database.db_now(db)
+        db.add(Breaker(name=Reason.MISCONFIGURED, opened_at=now, probe_at=now))
+        db.execute(
+            sa.update(SpotifyApp).values(state=AppState.REFUSED, paused_until=now + timedelta(hours=1))
+        )
+
+    connect(client, sandbox)
+
+    with client.application.app_context():
+        assert [found.name for found in breaker.open_breakers()] == [Reason.MISCONFIGURED]
+    assert client.get("/api/spotify/app").json["state"] == AppState.ACTIVE
 
 
 @pytest.mark.settings(SPOTIFY_APPS="own")

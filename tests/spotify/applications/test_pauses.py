@@ -10,7 +10,7 @@ from flask import Flask
 from app.errors import BacklineError, SpotifyAppRefused, SpotifyUnavailable
 from app.infra import database
 from app.infra.database import reading, writing
-from app.models import AccessToken, AppState, GrantState, SpotifyApp
+from app.models import AccessToken, AppState, Breaker, GrantState, SpotifyApp
 from app.models.token_refresh import Outcome
 from app.services import services
 from app.spotify.applications import pauses
@@ -212,6 +212,23 @@ def test_paused_application_is_probed_by_one_caller(
     assert refresh_count(sandbox) == 1
 
 
+@pytest.mark.sqlite_only
+def test_probe_of_the_breaker_takes_the_probe_of_one_application(app: Flask, sandbox: SandboxClient) -> None:
+    """The others do not wait for the outcome of calls that were never made."""
+    applications = create_own_applications(app, sandbox, 3)
+    for each in applications:
+        record(app, each, Outcome.MISCONFIGURED)
+    advance_time(app, sandbox, MINUTE)
+    with app.app_context(), writing() as db:
+        now = database.db_now(db)
+        db.add(Breaker(name=Reason.OWN_OUTAGE, opened_at=now, probe_at=now))
+
+    refresh_due(app)  # the first one closes the breaker
+
+    assert open_reasons(app) == []
+    assert valid_connections(app) == sorted(each["connections"][0] for each in applications)
+
+
 @MARIADB
 def test_paused_application_does_not_keep_others_from_the_queue(app: Flask, sandbox: SandboxClient) -> None:
     """Its connections are due first, and there are more of them than a batch looks at."""
@@ -280,9 +297,13 @@ def test_false_revocations_of_own_applications_mark_no_grant(app: Flask, sandbox
 def test_rejections_with_own_applications_count_for_no_grant_of_the_deployment(
     app: Flask, sandbox: SandboxClient
 ) -> None:
+    """Not even after their owners have removed those applications, and with them the connections."""
     create_own_applications(app, sandbox, 9)  # ten would open a breaker
     sandbox.fault(on="token", kind="false_invalid_grant", times=None)
     refresh_due(app)
+    with app.app_context(), writing() as db:
+        db.execute(sa.delete(SpotifyApp))
+        assert db.scalars(sa.select(AccessToken)).all() == []
     create_connections(app, sandbox, 1)
     refresh_due(app)
 

@@ -45,12 +45,12 @@ def test_claim_requires_the_row_that_was_read(
         with writing() as db:
             db.execute(sa.update(AccessToken).values(change))
 
-        assert attempts.claim(row, services().applications.deployment) is None
+        assert attempts.claim(row, services().applications.of_grant(row)) is None
         with reading() as db:
             assert db.scalars(sa.select(TokenRefresh)).all() == []
 
         row, _ = refresh.read(spotify_user_id)
-        assert attempts.claim(row, services().applications.deployment) is not None
+        assert attempts.claim(row, services().applications.of_grant(row)) is not None
 
 
 def test_second_claim_of_the_same_read_fails(app: Flask, sandbox: SandboxClient) -> None:
@@ -60,7 +60,7 @@ def test_second_claim_of_the_same_read_fails(app: Flask, sandbox: SandboxClient)
         row, _ = refresh.read(spotify_user_id)
         [claim] = claim_batch(1)
 
-        assert attempts.claim(row, services().applications.deployment) is None
+        assert attempts.claim(row, services().applications.of_grant(row)) is None
         with reading() as db:
             assert db.scalars(sa.select(TokenRefresh.attempt_id)).all() == [claim.attempt.id]
 
@@ -73,7 +73,7 @@ def test_claim_fails_while_the_grant_is_backing_off(app: Flask, sandbox: Sandbox
         with writing() as db:
             db.execute(sa.update(AccessToken).values(not_before=now + timedelta(minutes=15)))
 
-        assert attempts.claim(row, services().applications.deployment) is None
+        assert attempts.claim(row, services().applications.of_grant(row)) is None
 
 
 def test_given_up_claims_can_be_claimed_immediately(app: Flask, sandbox: SandboxClient) -> None:
