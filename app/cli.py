@@ -119,7 +119,7 @@ def rotate_keys() -> None:
     click.echo(f"All tokens are encrypted with key {newest}. You can remove the other keys.")
 
 
-@click.command("scheduler")
+@click.command("scheduler", cls=Command)
 @with_appcontext
 def scheduler_command() -> None:
     """Refresh tokens before they expire, until stopped. Any number of schedulers can run at once."""
@@ -128,7 +128,7 @@ def scheduler_command() -> None:
     services().scheduler.run()
 
 
-@click.command("doctor")
+@click.command("doctor", cls=Command)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--url", help="The public URL of the API, to check its proxies: https://api.example.com")
 @with_appcontext
@@ -140,7 +140,7 @@ def doctor_command(as_json: bool, url: str | None) -> None:
         sys.exit(1)
 
 
-@click.command("version")
+@click.command("version", cls=Command)
 def version_command() -> None:
     """Show the version of Backline and of the schema that it needs. `flask --version` shows Flask's."""
     schema, _ = probes.schema_revisions()

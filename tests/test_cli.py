@@ -2,13 +2,16 @@
 
 import json
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
+from app.infra.cli_command import Command
 from app.infra.database import reading
 from app.models import User
 from tests.helpers.flows import PASSWORD, login, register
@@ -101,14 +104,37 @@ def test_unusable_database_is_reported_in_one_line(env: dict[str, str], tmp_path
     assert "Traceback" not in done.stderr
 
 
+def commands_of(group: click.Group, *names: str) -> Iterator[tuple[list[str], click.Command]]:
+    """Yield all commands of a group, with their names."""
+    for name in group.list_commands(click.Context(group)):
+        command = group.get_command(click.Context(group), name)
+        assert command is not None
+        yield [*names, name], command
+        if isinstance(command, click.Group):
+            yield from commands_of(command, *names, name)
+
+
 @pytest.mark.sqlite_only
-def test_every_command_has_a_help_text(app: Flask) -> None:
-    runner = app.test_cli_runner()
-    users = [["users", name] for name in ("create", "show", "set-email", "end-sessions", "disable", "enable")]
-    for command in (["scheduler"], ["doctor"], ["tokens"], ["tokens", "refresh-due"], ["users"], *users):
-        result = runner.invoke(args=[*command, "--help"])
+def test_every_command_has_a_help_text_and_reports_errors_in_one_line(app: Flask) -> None:
+    runner, found = app.test_cli_runner(), list(commands_of(app.cli))
+    assert len(found) > 15
+    for names, command in found:
+        assert isinstance(command, Command | click.Group), names
+        result = runner.invoke(args=[*names, "--help"])
         assert result.exit_code == 0
         assert "Usage:" in result.output
+
+
+@pytest.mark.sqlite_only
+def test_output_that_cannot_be_written_is_reported_in_one_line(env: dict[str, str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = flask(env, "version", stdout=full)
+
+    assert done.returncode == 1
+    assert done.stderr == (
+        "Error: The output cannot be written: No space left on device. "
+        "What the command has done so far stays.\n"
+    )
 
 
 @pytest.mark.sqlite_only

@@ -1,6 +1,5 @@
 """`flask import`: commands that move connections in from other services."""
 
-import errno
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -78,25 +77,9 @@ def _import(rows: Iterable[ImportRow | RowReport], *, dry_run: bool) -> None:
     counts = importer.run(rows, _reporter(), dry_run=dry_run)
     imported, skipped, invalid = (counts[result] for result in RowResult)
     verb = "would be imported" if dry_run else "imported"
-    _print(f"{imported} {verb}, {skipped} skipped, {invalid} invalid")
+    click.echo(f"{imported} {verb}, {skipped} skipped, {invalid} invalid")
     if invalid:
         sys.exit(1)
-
-
-def _print(line: str) -> None:
-    """Print a line of the report.
-
-    Raises:
-        click.ClickException: It cannot be written. If its reader is gone, click ends the command.
-    """
-    try:
-        click.echo(line)
-    except OSError as error:
-        if error.errno == errno.EPIPE:
-            raise
-        raise click.ClickException(
-            f"The report cannot be written: {error.strerror}. What was imported stays. Run the command again."
-        ) from None
 
 
 def _reporter() -> Callable[[list[RowReport]], None]:
@@ -107,7 +90,7 @@ def _reporter() -> Callable[[list[RowReport]], None]:
         before = counts.total()
         counts.update(found.result for found in reports)
         for found in reports:
-            _print(f"{found.row}: {found.result}{f', {found.reason}' if found.reason else ''}")
+            click.echo(f"{found.row}: {found.result}{f', {found.reason}' if found.reason else ''}")
         if counts.total() // _PROGRESS_ROWS > before // _PROGRESS_ROWS:
             click.echo(f"{counts.total()} rows done, {counts[RowResult.IMPORTED]} imported", err=True)
 

@@ -1,5 +1,6 @@
 """Error reports and arguments for all CLI commands."""
 
+import errno
 from collections.abc import Callable
 from typing import Any
 
@@ -8,15 +9,19 @@ import redis
 import sqlalchemy as sa
 from flask.cli import AppGroup
 
+# What the system says about output that it cannot store: the disk is full, or the terminal is gone. If the
+# reader of a pipe is gone, click ends the command.
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
 
 class Command(click.Command):
-    """A command that reports errors of MySQL and Redis in one line, without a traceback."""
+    """A command that reports errors of MySQL, Redis, and its own output in one line, without a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command.
 
         Raises:
-            click.ClickException: MySQL or Redis failed.
+            click.ClickException: MySQL or Redis failed, or the output cannot be written.
         """
         try:
             return super().invoke(ctx)
@@ -24,6 +29,12 @@ class Command(click.Command):
             raise click.ClickException(
                 f"MySQL or Redis does not work properly ({type(error).__name__}). "
                 "Run `flask doctor` to see why; after an update, run `flask db upgrade`."
+            ) from error
+        except OSError as error:
+            if error.errno not in _UNWRITABLE:
+                raise
+            raise click.ClickException(
+                f"The output cannot be written: {error.strerror}. What the command has done so far stays."
             ) from error
 
 

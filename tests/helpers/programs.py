@@ -42,10 +42,9 @@ def flask(env: Mapping[str, str], *arguments: str, **more: Any) -> subprocess.Co
         [sys.executable, "-m", "flask", "--app", "wsgi:app", *arguments],
         cwd=ROOT,
         env=process_environment(env),
-        capture_output=True,
         text=True,
         timeout=200,
         check=False,
-        **more,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more},
     )
     return done
