@@ -45,6 +45,10 @@ _ADVICE = {
 }
 
 
+# A key that may be used for longer is changed before, for other reasons.
+_LONG_LIFE_DAYS = 3650
+
+
 def check_database(config: Config, cipher: TokenCipher) -> Iterator[CheckResult]:
     """Check the server, its version, the schema, all permissions, and the keys of stored tokens."""
     parsed = parse_database_url(config.database_url)
@@ -83,7 +87,12 @@ def _check_keys(cipher: TokenCipher) -> CheckResult:
             f"encryption keys missing for stored tokens: {', '.join(missing)}",
             "Add them to TOKEN_ENCRYPTION_KEYS again, after the newest key.",
         )
-    return ok("encryption keys: none is missing for stored tokens")
+    days, advice = key_rotation.days_per_key(), ""
+    if days is not None and days < _LONG_LIFE_DAYS:
+        advice = (
+            f"At the current rate of refreshes, change the key every {days:,.0f} days: docs/custody.md#keys"
+        )
+    return ok("encryption keys: none is missing for stored tokens", advice)
 
 
 def describe(subject: str, error: Exception) -> CheckResult:

@@ -4,15 +4,17 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app.errors import SpotifyUnavailable
+from app.infra import database
 from app.infra.database import reading, run_in_transaction
 from app.infra.encryption import DecryptionError, TokenCipher
 from app.infra.row_versions import announce
-from app.models import AccessToken, SpotifyApp
+from app.models import AccessToken, SpotifyApp, TokenRefresh
 from app.spotify.applications.encryption import decrypt_secret, encrypt_secret
 from app.spotify.tokens.encryption import token_context
 
@@ -20,6 +22,9 @@ log = logging.getLogger(__name__)
 
 # Rows that are locked together, for a few milliseconds.
 BATCH = 100
+# How many values a key may encrypt with random nonces (NIST SP 800-38D section 8.3). A refresh encrypts two.
+_MAX_VALUES, _VALUES_PER_REFRESH = 2**32, 2
+_RECENT = timedelta(minutes=5)
 # Each column, and the name that it is encrypted under: a spare may become the refresh token.
 _COLUMNS = {
     "access_token": "access_token",
@@ -56,6 +61,15 @@ def keys_in_use() -> dict[str, int]:
 def missing_keys(cipher: TokenCipher) -> dict[str, int]:
     """Return the ids of keys that rows need but the cipher lacks, each with the number of its rows."""
     return {key_id: count for key_id, count in keys_in_use().items() if key_id not in cipher.key_ids}
+
+
+def days_per_key() -> float | None:
+    """Return how long a key may be used at the current rate of refreshes, or None if there are none."""
+    with reading() as session:
+        now = database.db_now(session)
+        recent = sa.select(sa.func.count()).where(TokenRefresh.started_at > now - _RECENT)
+        count = session.execute(recent).scalar_one()
+    return _MAX_VALUES / _VALUES_PER_REFRESH / count * (_RECENT / timedelta(days=1)) if count else None
 
 
 def rotate_keys(cipher: TokenCipher, progress: Callable[[RotationProgress], None]) -> RotationProgress:

@@ -17,9 +17,10 @@ from click.testing import Result
 from flask import Flask
 from flask.testing import FlaskClient
 
+from app.infra import database
 from app.infra.database import reading, writing
 from app.infra.encryption import TokenCipher
-from app.models import AccessToken
+from app.models import AccessToken, TokenRefresh
 from app.services import services
 from app.spotify.tokens import key_rotation
 from app.spotify.tokens.encryption import decrypt_token
@@ -265,3 +266,17 @@ def start_flask(env: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+@pytest.mark.sqlite_only
+def test_doctor_says_how_often_to_change_the_key(app: Flask) -> None:
+    with app.app_context(), writing() as db:
+        assert key_rotation.days_per_key() is None
+        now = database.db_now(db)
+        attempt = {"spotify_user_id": 1, "grant_id": "g", "generation": 0, "started_at": now}
+        db.execute(
+            sa.insert(TokenRefresh), [{**attempt, "attempt_id": str(number)} for number in range(3000)]
+        )
+
+    report = invoke(app, "doctor").stdout
+    assert "change the key every 2,486 days" in report  # 2^31 refreshes / (3,000 in five minutes)
