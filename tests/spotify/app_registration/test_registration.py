@@ -149,6 +149,7 @@ def test_changed_client_id_ends_the_connection_and_a_new_secret_does_not(
     assert put(client, other).status_code == 200
     assert client.get("/api/spotify").json["status"] == "not_connected"
     connect(client, sandbox)
+    assert client.get("/api/spotify").json["status"] == "connected"
     for _ in range(2):
         assert client.delete("/api/spotify/app").status_code == 204
     assert client.get("/api/spotify/app").json == DEPLOYMENT

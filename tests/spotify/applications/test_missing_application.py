@@ -35,15 +35,14 @@ def stored(app: Flask) -> AccessToken:
         return db.scalars(sa.select(AccessToken)).one()
 
 
-@pytest.mark.parametrize("has_expired", [False, True], ids=["valid", "expired"])
+@pytest.mark.parametrize("age", [0, HOUR - 120, HOUR], ids=["valid", "about-to-expire", "expired"])
 def test_nothing_is_sent_and_the_person_can_connect_with_their_own(
-    app: Flask, without: Flask, client: FlaskClient, sandbox: SandboxClient, *, has_expired: bool
+    app: Flask, without: Flask, client: FlaskClient, sandbox: SandboxClient, age: int
 ) -> None:
     register(client)
     connect(client, sandbox)
     token = {"Authorization": f"Bearer {create_token(client, Right.SPOTIFY_READ)}"}
-    if has_expired:
-        advance_time(app, sandbox, HOUR)
+    advance_time(app, sandbox, age)
     before = stored(app)
     sandbox.clear_calls()
     browser = another_tab(client, without)

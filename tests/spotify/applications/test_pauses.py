@@ -229,6 +229,30 @@ def test_probe_of_the_breaker_takes_the_probe_of_one_application(app: Flask, san
     assert valid_connections(app) == sorted(each["connections"][0] for each in applications)
 
 
+@pytest.mark.sqlite_only
+def test_outage_pauses_no_application_but_those_that_failed_before(
+    app: Flask, sandbox: SandboxClient
+) -> None:
+    probed, failed_before, failed_with_it = applications = create_own_applications(app, sandbox, 3)
+    with app.app_context(), writing() as db:
+        now = database.db_now(db)
+        db.add(Breaker(name=Reason.OWN_OUTAGE, opened_at=now, probe_at=now))
+        for application, minutes in ((failed_before, 10), (failed_with_it, 0)):
+            row = db.get_one(SpotifyApp, application["id"])
+            row.state, row.failing_since = AppState.UNAVAILABLE, now - timedelta(minutes=minutes)
+            row.paused_until = now + timedelta(minutes=10)
+    sandbox.fault(on="token", kind="envoy_503")
+    refresh_due(app)
+    assert open_reasons(app) == [Reason.OWN_OUTAGE]
+    assert states(app, [probed]) == [AppState.ACTIVE]
+
+    advance_time(app, sandbox, 6)
+    refresh_due(app)
+    assert open_reasons(app) == []
+    found = [states(app, [each]) for each in applications]
+    assert found == [[AppState.ACTIVE], [AppState.UNAVAILABLE], [AppState.ACTIVE]]
+
+
 @MARIADB
 def test_paused_application_does_not_keep_others_from_the_queue(app: Flask, sandbox: SandboxClient) -> None:
     """Its connections are due first, and there are more of them than a batch looks at."""
