@@ -16,7 +16,7 @@ from flask.testing import FlaskClient
 
 from app.infra.database import writing
 from app.models import AccessToken
-from app.resilience.bulkhead import Bulkhead, BulkheadFull
+from app.resilience.bulkhead import Admission, Bulkhead, BulkheadFull
 from tests.helpers.flows import connect, register
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import Server, eventually
@@ -43,22 +43,25 @@ class Callers:
 
     def enter(self, caller: object = None) -> "Future[str]":
         """Enter as this caller, or as a new one, and wait for a slot without a limit."""
-        leave, caller = threading.Event(), caller or object()
+        leave, entered, caller = threading.Event(), threading.Event(), caller or object()
         self._leaving.append(leave)
+        admissions: list[Admission] = []
 
         def hold_slot() -> str:
             try:
-                with slot(self.bulkhead, caller, until=time.monotonic() + LONG):
+                with self.bulkhead.admit(caller) as admission:
+                    admissions.append(admission)
+                    self.bulkhead.acquire(admission, until=time.monotonic() + LONG)
                     self.holding.append(caller)
+                    entered.set()
                     leave.wait(LONG)
                     self.holding.remove(caller)
             except BulkheadFull:
                 return "rejected"
             return "served"
 
-        before = self.queued
         entering = self._pool.submit(hold_slot)
-        eventually(lambda: entering.done() or self.queued > before or caller in self.holding)
+        eventually(lambda: entering.done() or entered.is_set() or any(one.wants_slot for one in admissions))
         return entering
 
     @property
@@ -183,7 +186,7 @@ def test_paused_caller_is_evicted_immediately() -> None:
 
 
 def test_bulkhead_never_exceeds_its_slots() -> None:
-    small, inside, most, lock = Bulkhead(3, 2), 0, 0, threading.Lock()
+    small, inside, most, lock, full = Bulkhead(3, 2), 0, 0, threading.Lock(), threading.Event()
 
     def visit(_: int) -> None:
         nonlocal inside, most
@@ -191,6 +194,9 @@ def test_bulkhead_never_exceeds_its_slots() -> None:
             with lock:
                 inside += 1
                 most = max(most, inside)
+                if inside == 3:
+                    full.set()
+            assert full.wait(LONG)  # on a busy machine, a thread may start late
             threading.Event().wait(0.001)
             with lock:
                 inside -= 1
