@@ -19,6 +19,7 @@ from app.spotify.clients import accounts, accounts_bulkhead, web_api
 from app.spotify.gateway import cache
 from app.spotify.oauth import state
 from app.spotify.tokens import attempts
+from app.web import health
 from tests.helpers.servers import LONG
 
 _LIMITS: dict[ModuleType, tuple[str, ...]] = {
@@ -27,6 +28,7 @@ _LIMITS: dict[ModuleType, tuple[str, ...]] = {
     attempts: ("_CLAIM_SECONDS",),
     cache: ("GRACE_SECONDS", "LEASE_SECONDS"),
     database: ("CONFLICT_SECONDS", "FAILOVER_SECONDS"),
+    health: ("PROBE_SECONDS",),
     http_client: ("TOTAL_SECONDS",),
     http_deadline: ("CONNECT_SECONDS", "FIRST_BYTE_SECONDS"),
     mysql: ("CONNECT_SECONDS", "PING_SECONDS", "WAIT_SECONDS"),
