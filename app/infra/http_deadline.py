@@ -6,8 +6,10 @@ The timeout of a socket starts again with every byte, so by itself it does not l
 import http.client
 import io
 import socket
+import struct
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 from requests.adapters import HTTPAdapter
@@ -20,6 +22,8 @@ from app.infra.staleness import IDLE_SECONDS
 
 CONNECT_SECONDS = 3.0  # for name lookup and all addresses, and as long again for the TLS handshake
 FIRST_BYTE_SECONDS = 5.0
+
+_DISCARD = struct.pack("ii", 1, 0)  # the value of SO_LINGER: discard what was not sent
 
 # The deadline of this thread's call. Pools choose connections by themselves, so there is no other way to pass
 # it on.
@@ -91,6 +95,7 @@ class _DeadlineConnection(HTTPConnection):
     response_class = _DeadlineResponse
     _used_at = 0.0
     _unsent: list[bytes] | None = None  # the parts of a request that is being put together
+    _awaits_response = False
 
     @property
     def is_connected(self) -> bool:
@@ -133,13 +138,27 @@ class _DeadlineConnection(HTTPConnection):
         if self.sock is None:
             self.connect()
         self.sock.settimeout(min(FIRST_BYTE_SECONDS, _time_left()))
+        self._awaits_response = True
         super().send(data)
         self._used_at = time.monotonic()
 
     def getresponse(self) -> Any:
         response = super().getresponse()
         self._used_at = time.monotonic()
+        self._awaits_response = False
         return response
+
+    def close(self) -> None:
+        """Close the connection. A request without a response must not arrive later.
+
+        The system would go on sending what was not acknowledged. If the network was down, the request would
+        arrive after its caller has given up: a refresh token would be used after its lease.
+        """
+        if self._awaits_response and self.sock is not None:
+            with suppress(OSError):  # then it is closed already
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DISCARD)
+        self._awaits_response = False
+        super().close()
 
 
 class _DeadlineHTTPSConnection(_DeadlineConnection, HTTPSConnection):

@@ -187,6 +187,27 @@ def test_slow_tls_handshake_ends_at_the_deadline(
         assert fail(client, f"https://127.0.0.1:{port}/").not_sent
 
 
+def test_request_without_a_response_is_discarded(client: HttpClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would otherwise arrive when the network is back. A reset shows that nothing is sent any more."""
+    resets: list[bool] = []
+
+    def read(connection: socket.socket) -> None:
+        try:
+            while connection.recv(65536):
+                pass
+        except ConnectionResetError:
+            resets.append(True)
+        else:
+            resets.append(False)
+
+    monkeypatch.setattr(http_deadline, "FIRST_BYTE_SECONDS", TIMEOUT)
+    with serving(read) as port:
+        with pytest.raises(TransportError):
+            client.send("POST", f"http://127.0.0.1:{port}/api/token", data={"refresh_token": "r"})
+        eventually(lambda: resets)
+    assert resets == [True]
+
+
 def test_write_is_not_sent_on_an_idle_connection(
     client: HttpClient, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
