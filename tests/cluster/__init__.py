@@ -8,6 +8,7 @@ Everything runs in namespaces of its own, which end with the process that made t
     hosts                               the hosts' configuration, and what can be done to them
     balancer                            nginx and HAProxy, and the sandbox Spotify
     clients                             people who use the API all the time
+    grants                              many grants that are due at once
     faults                              what happens to a host
     run                                 one run: all faults, one after the other, and the checks
 """

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import random
 import sys
 import time
@@ -41,6 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--host", type=int, choices=(1, 2, 3))
     parser.add_argument("--seed")
     parser.add_argument("--patient", action="store_true")
+    parser.add_argument("--grants", type=int, default=0)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if unknown := set(arguments.faults.split(",")) - set(FAULTS):
@@ -65,6 +67,7 @@ def run_inside(arguments: argparse.Namespace) -> None:
         host=arguments.host,
         redis=arguments.redis,
         patient=arguments.patient,
+        grants=arguments.grants,
     )
     result = run(plan, say)
     if arguments.json:
@@ -82,6 +85,12 @@ def show(result: Result) -> None:
         f"{one.failures.total():>14}{one.requests:>14}{one.rejoin:>14.1f}"
         for one in result.outcomes
     ]
+    lines += ["", f"{'fault':<10}{'503s':>14}{'median in s':>14}{'p99 in s':>14}"]
+    for fault in dict.fromkeys(one.fault for one in result.outcomes):
+        seconds = sorted(s for one in result.outcomes if one.fault == fault for s in one.unavailable)
+        if seconds:
+            middle, late = (seconds[math.ceil(len(seconds) * part) - 1] for part in (0.5, 0.99))
+            lines.append(f"{fault:<10}{len(seconds):>14}{middle:>14.2f}{late:>14.2f}")
     lines += ["", f"refreshes: {result.refreshes}, calls for each: {dict(result.calls_per_generation)}"]
     lines += [f"violations: {len(result.violations)}", *result.violations]
     sys.stdout.write("\n".join(lines) + "\n")

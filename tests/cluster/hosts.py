@@ -37,6 +37,7 @@ PASSWORDS = (
 )
 # Spotify's tokens are valid for an hour. These are due after half of this time.
 LIFETIME_SECONDS = 24
+REFRESH_RATE = 100
 # The scheduler with a pass each second, because a run cannot wait for half a minute.
 _SCHEDULER = (
     "import flask.cli; from app.spotify.tokens import scheduler; scheduler.TICK_SECONDS = 1; flask.cli.main()"
@@ -361,6 +362,7 @@ _SETTINGS = {
     "CORS_ORIGINS": "https://app.example.com",
     "TRUSTED_HOSTS": "api.example.com",
     "PLAYBACK_TOKEN_ENABLED": "true",
+    "REFRESH_RATE": str(REFRESH_RATE),
     "WEB_CONCURRENCY": "2",
     "THREADS": "8",
 }

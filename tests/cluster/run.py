@@ -19,6 +19,7 @@ from tests.chaos.history import Fault, ReturnedToken
 from tests.cluster import faults, states
 from tests.cluster.balancer import Balancer, start_sandbox
 from tests.cluster.clients import Client, Clients, Person, sent_twice
+from tests.cluster.grants import DueGrants
 from tests.cluster.hosts import (
     LIFETIME_SECONDS,
     PASSWORDS,
@@ -53,6 +54,8 @@ class Plan:
     redis: str = "sentinel"
     patient: bool = False
     """Whether to give a busy machine more time before a server counts as gone."""
+    grants: int = 0
+    """How many more grants are due when each fault begins."""
 
 
 @dataclass
@@ -66,7 +69,23 @@ class Outcome:
     """How long the slowest request took, in seconds."""
     requests: int
     failures: Counter[str]
+    unavailable: list[float]
+    """How long each 503 took, in seconds."""
     rejoin: float
+    refreshed_within: float | None = None
+    """How long it took until all grants were refreshed that were due when the fault began."""
+    pause: float | None = None
+    """The longest time without a refresh until then."""
+
+    def __str__(self) -> str:
+        text = (
+            f"{self.fault} of {self.host}: gap {self.gap:.1f} s, {self.failures.total()} of {self.requests} "
+            f"requests failed {dict(self.failures) or ''}, slowest {self.slowest:.1f} s, "
+            f"rejoined after {self.rejoin:.1f} s"
+        )
+        if self.refreshed_within is None:
+            return text
+        return f"{text}; all refreshed within {self.refreshed_within:.1f} s, longest pause {self.pause:.1f} s"
 
     def as_json(self) -> dict[str, Any]:
         return {**vars(self), "failures": dict(self.failures)}
@@ -102,11 +121,12 @@ class Cluster:
         self._start()
         self.sandbox = start_sandbox()
         # If a response with a new refresh token is lost, the old one works for another while.
-        self.sandbox.settings(rotate=True, rotation_grace_s=600, expires_in=LIFETIME_SECONDS)
+        self.sandbox.settings(rotate=True, rotation_grace_s=600)
+        if not plan.grants:  # otherwise, these would soon be due again
+            self.sandbox.settings(expires_in=LIFETIME_SECONDS)
         self.balancer = Balancer()
-        self.log = ChangeLog(
-            self.hosts[0].engine, TokenCipher([bytes.fromhex(settings()["TOKEN_ENCRYPTION_KEYS"])])
-        )
+        self._cipher = TokenCipher([bytes.fromhex(settings()["TOKEN_ENCRYPTION_KEYS"])])
+        self.log = ChangeLog(self.hosts[0].engine, self._cipher)
         metadata = sa.MetaData()
         metadata.reflect(self.log.engine)
         self.tables = list(metadata.tables)
@@ -151,6 +171,13 @@ class Cluster:
                 for person in people[:CLIENTS]
             ]
         )
+
+    def make_due_grants(self) -> DueGrants | None:
+        if not self._plan.grants:
+            return None
+        due = DueGrants(self.hosts[0].engine, self._cipher, self.sandbox, self._plan.grants)
+        time.sleep(SETTLE_SECONDS)  # refreshes are in progress when the fault begins
+        return due
 
     def primary(self) -> Host:
         """Return the host with the primary Redis."""
@@ -198,11 +225,7 @@ def run(plan: Plan, say: Callable[[str], None]) -> Result:
             for name in plan.faults:
                 outcome = _hit(cluster, clients, name, plan.seconds)
                 result.outcomes.append(outcome)
-                say(
-                    f"{name} of {outcome.host}: gap {outcome.gap:.1f} s, {outcome.failures.total()} of "
-                    f"{outcome.requests} requests failed {dict(outcome.failures) or ''}, "
-                    f"slowest {outcome.slowest:.1f} s, rejoined after {outcome.rejoin:.1f} s"
-                )
+                say(str(outcome))
             say(f"every grant was refreshed within {_wait_until_fresh(cluster, result):.0f} s")
         result.violations += [
             f"{client.person.username}, {count} times: {violation}"
@@ -225,6 +248,7 @@ def run(plan: Plan, say: Callable[[str], None]) -> Result:
 def _hit(cluster: Cluster, clients: Clients, name: str, seconds: float) -> Outcome:
     cluster.wait_until_any_may_fail()
     host = cluster.target()
+    due = cluster.make_due_grants()
     began, began_at = time.monotonic(), datetime.now(UTC)
     with faults.FAULTS[name](cluster.hosts, host):
         time.sleep(seconds)
@@ -234,6 +258,7 @@ def _hit(cluster: Cluster, clients: Clients, name: str, seconds: float) -> Outco
     clients.wait_until_all_succeed()
     time.sleep(SETTLE_SECONDS)
     ended = time.monotonic()
+    refreshed_within, pause = due.wait(cluster.hosts[0].engine) if due else (None, None)
     cluster.faults.append(Fault(name, began_at, datetime.now(UTC)))
     results = [
         result for client in clients.clients for result in client.results if began <= result.at <= ended
@@ -245,7 +270,10 @@ def _hit(cluster: Cluster, clients: Clients, name: str, seconds: float) -> Outco
         slowest=max((result.seconds for result in results), default=0.0),
         requests=len(results),
         failures=Counter(result.failure for result in results if result.failure is not None),
+        unavailable=[result.seconds for result in results if result.failure == "503"],
         rejoin=rejoined - healed,
+        refreshed_within=refreshed_within,
+        pause=pause,
     )
 
 

@@ -1,14 +1,17 @@
 """Factories for many connections, passing time, and counts of what is stored."""
 
 import threading
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 import sqlalchemy as sa
 from flask import Flask
+from sqlalchemy.orm import Session
 
 from app.infra import database
 from app.infra.column_types import UTCDateTime
 from app.infra.database import db, reading, writing
+from app.infra.encryption import TokenCipher
 from app.models import AccessToken, SpotifyApp, SpotifyUser, User
 from app.spotify.applications.encryption import encrypt_secret
 from app.spotify.tokens.encryption import decrypt_token, encrypt_tokens
@@ -31,28 +34,33 @@ def create_connections(
     """
     people, cipher = sandbox.seed(count), app.extensions["backline"].token_cipher
     with app.app_context(), writing() as session:
-        now = database.db_now(session)
-        connections = [
-            SpotifyUser(spotify_id=person["id"], account_id=person["account_id"]) for person in people
-        ]
-        session.add_all(connections)
-        session.flush()
-        for number, (connection, person) in enumerate(zip(connections, people, strict=True)):
-            expires_at = now - timedelta(seconds=expired_for) - timedelta(milliseconds=count - number)
-            grant_id = f"{connection.id:032x}"
-            grant = AccessToken(spotify_user_id=connection.id, grant_id=grant_id)
-            session.add(
-                AccessToken(
-                    spotify_user_id=connection.id,
-                    grant_id=grant_id,
-                    scope=person["scope"],
-                    expires_at=expires_at,
-                    due_at=expires_at - timedelta(minutes=15),
-                    authorized_at=expires_at - timedelta(hours=1),
-                    **encrypt_tokens(cipher, grant, person["access_token"], person["refresh_token"]),
-                )
+        return store_connections(session, cipher, people, expired_for=expired_for)
+
+
+def store_connections(
+    session: Session, cipher: TokenCipher, people: Sequence[Mapping[str, str]], *, expired_for: float = 60
+) -> list[int]:
+    """Do the same for people that the sandbox has created."""
+    now = database.db_now(session)
+    connections = [SpotifyUser(spotify_id=person["id"], account_id=person["account_id"]) for person in people]
+    session.add_all(connections)
+    session.flush()
+    for number, (connection, person) in enumerate(zip(connections, people, strict=True)):
+        expires_at = now - timedelta(seconds=expired_for) - timedelta(milliseconds=len(people) - number)
+        grant_id = f"{connection.id:032x}"
+        grant = AccessToken(spotify_user_id=connection.id, grant_id=grant_id)
+        session.add(
+            AccessToken(
+                spotify_user_id=connection.id,
+                grant_id=grant_id,
+                scope=person["scope"],
+                expires_at=expires_at,
+                due_at=expires_at - timedelta(minutes=15),
+                authorized_at=expires_at - timedelta(hours=1),
+                **encrypt_tokens(cipher, grant, person["access_token"], person["refresh_token"]),
             )
-        return [connection.id for connection in connections]
+        )
+    return [connection.id for connection in connections]
 
 
 def give_own_application(

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -82,6 +83,9 @@ def test_failed_host_is_noticed_between_requests(
     first.refuse()
     eventually(lambda: second.round_trips > 0)
     assert used_port() == second.port
+    pool: Any = db.engine.pool
+    monkeypatch.setattr(mysql_pool, "IDLE_SECONDS", 1.0)
+    eventually(lambda: pool._sweeper is None)  # no connections are left: a check is no use
 
 
 def test_callers_do_not_wait_for_a_host_that_is_known_to_be_silent(
