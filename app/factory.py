@@ -65,6 +65,7 @@ from app.spotify.tokens.metrics import ConnectionCollector
 from app.spotify.tokens.refresh import GrantSnapshot, Refresher
 from app.spotify.tokens.scheduler import Scheduler
 from app.spotify.tokens.service import TokenService
+from app.spotify.ways_in import SpotifyWayIn
 from app.user.account import UserAccounts
 from app.user.emails import EmailWriter
 from app.user.routes import blueprint as user
@@ -177,17 +178,17 @@ def _build_services(app: Flask, config: Config) -> Services:
     client = redis_client(config.redis_url)
     redis_cipher, token_cipher = RedisCipher(config.secret_key), TokenCipher(config.token_encryption_keys)
     response_cache, hourly_counts = ResponseCache(client), HourlyCounts(client)
-    throttle = Throttle(client, config.secret_key, hourly_counts)
+    throttle, sign_in = Throttle(client, config.secret_key, hourly_counts), SpotifySignIn()
     accounts, bulkhead, limits, web_api = _build_spotify_clients(config, client)
     mailer, maintenance = _build_mailer(app, config)
     notifications, applications = Notifications(mailer, throttle), Applications(config, token_cipher)
     pauses, claims = ApplicationPauses(notifications.notify), BatchClaims(token_cipher, applications, config)
     tokens = _build_token_service(config, client, accounts, bulkhead, applications, pauses, token_cipher)
-    imported, sign_in = ImportedProfiles(tokens, web_api, response_cache), SpotifySignIn()
-    connections = Connections(tokens, applications, response_cache.drop)
+    imported, way_in = ImportedProfiles(tokens, web_api, response_cache), SpotifyWayIn(notifications.notify)
+    connections = Connections(tokens, applications, way_in, response_cache.drop)
     authorizations = AuthorizationStore(client, redis_cipher, token_cipher, throttle, config.secret_key)
     exchange = CodeExchange(authorizations, accounts, bulkhead, web_api, limits, throttle, pauses)
-    passwords, email_changes = Passwords(config.threads), EmailChanges(notifications, connections)
+    passwords, email_changes = Passwords(config.threads), EmailChanges(notifications, connections, way_in)
     personal_access_tokens = PersonalAccessTokens(config.secret_key, notifications)
     return Services(
         config=config,
@@ -208,7 +209,7 @@ def _build_services(app: Flask, config: Config) -> Services:
         authorization_flow=AuthorizationFlow(
             authorizations, exchange, accounts, bulkhead, tokens, connections, applications, config, sign_in
         ),
-        app_registration=AppRegistration(config, token_cipher, accounts, bulkhead, connections),
+        app_registration=AppRegistration(config, token_cipher, accounts, bulkhead, connections, way_in),
         tokens=tokens,
         mailer=mailer,
         maintenance=maintenance,
@@ -217,7 +218,7 @@ def _build_services(app: Flask, config: Config) -> Services:
         passwords=passwords,
         authenticator=Authenticator(throttle, passwords, hourly_counts),
         jwt_issuer=_jwt_issuer(config),
-        password_changes=PasswordChanges(passwords, notifications, connections),
+        password_changes=PasswordChanges(passwords, notifications, connections, way_in),
         email_changes=email_changes,
         personal_access_tokens=personal_access_tokens,
         device_flow=_build_device_flow(config, client, redis_cipher, personal_access_tokens, throttle),

@@ -16,7 +16,8 @@ from app.infra.database import run_in_transaction
 from app.models import MailKind, Purpose, User, normalization
 from app.models.user import UNUSABLE_HASH
 from app.spotify.app_registration.registration import delete_made_since
-from app.spotify.connections import Connections, end_sign_in
+from app.spotify.connections import Connections
+from app.spotify.ways_in import SpotifyWayIn
 
 log = logging.getLogger(__name__)
 
@@ -24,9 +25,10 @@ log = logging.getLogger(__name__)
 class EmailChanges:
     """Requests, completes, and undoes changes of email addresses."""
 
-    def __init__(self, notifications: Notifications, connections: Connections) -> None:
+    def __init__(self, notifications: Notifications, connections: Connections, way_in: SpotifyWayIn) -> None:
         self._notifications = notifications
         self._connections = connections
+        self._way_in = way_in
 
     def request(self, db: Session, user: User, entered: str) -> None:
         """Change the address of a user whose row is locked, or start to.
@@ -93,8 +95,8 @@ class EmailChanges:
             user.end_sessions()
             personal_access_tokens.revoke_all(db, user.id)
             since = email_tokens.revoke_since(db, user, sent.email)
+            self._way_in.remove(db, user.id)
             deleted = delete_made_since(db, user.id, since) if was_replaced else []
-            end_sign_in(db, user.id)
             self._notifications.notify(db, user, MailKind.EMAIL_CHANGE_UNDONE)
             db.flush()
             return user, deleted

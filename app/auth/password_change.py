@@ -13,7 +13,8 @@ from app.infra.clock import utc_now
 from app.infra.database import reading, run_in_transaction
 from app.models import MailKind, Purpose, User
 from app.spotify.app_registration.registration import delete_made_since
-from app.spotify.connections import Connections, end_sign_in
+from app.spotify.connections import Connections
+from app.spotify.ways_in import SpotifyWayIn
 
 log = logging.getLogger(__name__)
 
@@ -21,10 +22,17 @@ log = logging.getLogger(__name__)
 class PasswordChanges:
     """Stores new passwords, and ends everything that was started with the old one."""
 
-    def __init__(self, passwords: Passwords, notifications: Notifications, connections: Connections) -> None:
+    def __init__(
+        self,
+        passwords: Passwords,
+        notifications: Notifications,
+        connections: Connections,
+        way_in: SpotifyWayIn,
+    ) -> None:
         self._passwords = passwords
         self._notifications = notifications
         self._connections = connections
+        self._way_in = way_in
 
     def change(self, user: User, new_password: str) -> User:
         """Store a new password, and end all sessions and tokens.
@@ -62,10 +70,10 @@ class PasswordChanges:
 
         def work(db: Session) -> tuple[User, list[int]]:
             user, _ = email_tokens.redeem(db, token, Purpose.PASSWORD_RESET)
-            # Someone else may have registered this address, and connected their own Spotify account.
+            # Someone who knew the old password may have connected their own Spotify account.
+            self._way_in.remove(db, user.id)
+            # Someone else may have registered this address, and connected theirs.
             deleted = [] if user.email_verified else delete_made_since(db, user.id, None)
-            # Someone who knew the old password may have connected their own.
-            end_sign_in(db, user.id)
             user.email_verified_at = user.email_verified_at or utc_now()
             self._store(db, user, password_hash)
             return user, deleted

@@ -25,6 +25,8 @@ class MailKind(StrEnum):
     USERNAME_CHANGED = "username_changed"
     PASSWORD_CHANGED = "password_changed"  # noqa: S105
     PERSONAL_ACCESS_TOKEN_CREATED = "personal_access_token_created"  # noqa: S105
+    SPOTIFY_SIGN_IN_ADDED = "spotify_sign_in_added"
+    SPOTIFY_SIGN_IN_REMOVED = "spotify_sign_in_removed"
     ACCOUNT_DELETED = "account_deleted"
     SPOTIFY_ENDS_SOON = "spotify_ends_soon"
     SPOTIFY_APP_REFUSED = "spotify_app_refused"

@@ -19,6 +19,7 @@ from app.spotify.applications.lookup import Applications
 from app.spotify.clients.consent import Consent
 from app.spotify.tokens import refresh_queue
 from app.spotify.tokens.service import TokenService
+from app.spotify.ways_in import SpotifyWayIn, require_another_way_in
 from app.web import identity, sessions
 from app.web.access import current_user
 
@@ -133,27 +134,26 @@ def delete_of_user(db: Session, user_id: int, *conditions: sa.ColumnElement[bool
     return deleted
 
 
-def end_sign_in(db: Session, user_id: int) -> None:
-    """Let the user's connection sign no one in, until the user signs in otherwise and connects it again."""
-    sign_in = SpotifyUser.user_id == user_id, SpotifyUser.sign_in_since.is_not(None)
-    announce(db, users=[user_id], connections=db.scalars(sa.select(SpotifyUser.id).where(*sign_in)))
-    db.execute(sa.update(SpotifyUser).where(*sign_in).values(sign_in_since=None))
-
-
 class Connections:
     """Changes to connections after which responses that the gateway has cached are no longer valid.
 
     Args:
         tokens: Stores the tokens of a new grant.
         applications: Knows with which application a person connects.
+        way_in: Records whether a connection signs its owner in.
         drop_cached: Drops the cached responses of the connection with this id.
     """
 
     def __init__(
-        self, tokens: TokenService, applications: Applications, drop_cached: Callable[[int], None]
+        self,
+        tokens: TokenService,
+        applications: Applications,
+        way_in: SpotifyWayIn,
+        drop_cached: Callable[[int], None],
     ) -> None:
         self._tokens = tokens
         self._applications = applications
+        self._way_in = way_in
         self._drop_cached = drop_cached
 
     def store_grant(
@@ -182,8 +182,8 @@ class Connections:
             if spotify_user is None:
                 spotify_user = SpotifyUser()
             self._store(db, spotify_user, user.id if user is not None else None, consent)
-            if user is not None and signs_in and spotify_user.sign_in_since is None:
-                spotify_user.sign_in_since = utc_now()
+            if user is not None and signs_in:
+                self._way_in.add(db, spotify_user, user.id)
             owner_epoch = _owner_epoch(db, spotify_user) if user is None else None
             return spotify_user, reference(spotify_user, owner_epoch)
 
@@ -256,12 +256,14 @@ class Connections:
 
         def work(db: Session) -> bool:
             if user_id is not None:
-                ownership.require_another_way_in(db, user_id)
+                require_another_way_in(db, user_id)
             found = db.scalar(ownership.locked(SpotifyUser.id == spotify_user.id))
             if found is None or found.user_id != user_id:
                 return False
             if user_id is None and _grant_id(db, spotify_user.id) != spotify_user.token.grant_id:
                 return False
+            if user_id is not None:
+                self._way_in.remove(db, user_id)
             announce(db, users=[user_id] if user_id is not None else [], connections=[spotify_user.id])
             # The database deletes its tokens too: ON DELETE CASCADE.
             db.execute(sa.delete(SpotifyUser).where(SpotifyUser.id == spotify_user.id))

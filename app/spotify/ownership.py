@@ -5,7 +5,6 @@ from sqlalchemy.orm import Session, lazyload
 
 from app.errors import (
     InvalidCredentials,
-    LastWayIn,
     NotSignedIn,
     SpotifyAccountInUse,
     SpotifyAccountMismatch,
@@ -104,17 +103,6 @@ def find_to_sign_in(db: Session, profile: Profile) -> tuple[SpotifyUser | None, 
     if owner.disabled:
         raise InvalidCredentials("The account that it signs in to is disabled.")
     return spotify_user, owner
-
-
-def require_another_way_in(db: Session, user_id: int) -> None:
-    """Require that a user can sign in without Spotify: with a password, or with one chosen by email.
-
-    Raises:
-        LastWayIn: They cannot.
-    """
-    user = db.scalar(sa.select(User).where(User.id == user_id).with_for_update())
-    if user is not None and not user.has_password and not user.email_verified:
-        raise LastWayIn
 
 
 def update_profile(spotify_user: SpotifyUser, profile: Profile) -> None:

@@ -42,6 +42,17 @@ _NOTICES = {
         "Until {date}, any program with this token can:\n{uses}",
         "If you didn't do this, reset your password right away, which also revokes all tokens: {home}",
     ),
+    MailKind.SPOTIFY_SIGN_IN_ADDED: (
+        "Spotify was added as a way to sign in",
+        "A Spotify account that can be used to sign in was connected to your account.",
+        "If you didn't do this, reset your password right away, which also removes Spotify again: {home}",
+    ),
+    MailKind.SPOTIFY_SIGN_IN_REMOVED: (
+        "Spotify was removed as a way to sign in",
+        "Spotify can no longer be used to sign in to your account.",
+        "Sign in with your password instead. If you have none, request a link to choose one.",
+        _NOT_YOU,
+    ),
     MailKind.ACCOUNT_DELETED: (
         "Your account was deleted",
         "We deleted your account, your Spotify connection, and all other data we stored about you.",

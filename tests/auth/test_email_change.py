@@ -267,6 +267,7 @@ def test_owner_is_notified_of_a_new_username(ada: FlaskClient, mailbox: Mailbox,
 
 
 @pytest.mark.sqlite_only
+@pytest.mark.settings(SPOTIFY_SIGN_IN="true")
 def test_emails_contain_nothing_that_a_user_chose(
     mailbox: Mailbox, client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:

@@ -26,6 +26,7 @@ from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
 from app.spotify.clients.application import Application, deployment_application
 from app.spotify.clients.errors import Misconfigured, RateLimited, SpotifyError
 from app.spotify.connections import Connections
+from app.spotify.ways_in import SpotifyWayIn, require_another_way_in
 from app.web.validation import APPLICATION_OF_SERVER
 from config import Config
 
@@ -51,12 +52,14 @@ class AppRegistration:
         accounts: SpotifyAccounts,
         bulkhead: AccountsBulkhead,
         connections: Connections,
+        way_in: SpotifyWayIn,
     ) -> None:
         self._config = config
         self._cipher = cipher
         self._accounts = accounts
         self._bulkhead = bulkhead
         self._connections = connections
+        self._way_in = way_in
 
     def register(self, owner: User | UserSnapshot, client_id: str, client_secret: str | None) -> SpotifyApp:
         """Check an application at Spotify, and store it as the person's own. It replaces an earlier one.
@@ -81,7 +84,7 @@ class AppRegistration:
         def work(db: Session) -> tuple[SpotifyApp, list[int]]:
             ownership.lock_user(db, owner)
             of_another = sa.or_(AccessToken.client_id.is_(None), AccessToken.client_id != client_id)
-            ended = _end_connection(db, owner.id, of_another)
+            ended = self._end_connection(db, owner.id, of_another)
             row = db.scalar(_of(owner.id))
             if row is None:
                 row = SpotifyApp(owner_id=owner.id)
@@ -112,7 +115,7 @@ class AppRegistration:
             row = db.scalar(_of(owner.id))
             if row is None:
                 return False, []
-            ended = _end_connection(db, owner.id, SpotifyUser.spotify_app_id == row.id)
+            ended = self._end_connection(db, owner.id, SpotifyUser.spotify_app_id == row.id)
             db.delete(row)
             return True, ended
 
@@ -121,6 +124,18 @@ class AppRegistration:
         if was_there:
             log.info("spotify_app_removed", extra={"account": owner.id})
         return was_there
+
+    def _end_connection(self, db: Session, user_id: int, condition: sa.ColumnElement[bool]) -> list[int]:
+        """Delete a person's connection if it meets a condition. Returns its id, or nothing.
+
+        Raises:
+            LastWayIn: The person could no longer sign in.
+        """
+        self._way_in.remove(db, user_id, condition)
+        ended = connections.delete_of_user(db, user_id, condition)
+        if ended:
+            require_another_way_in(db, user_id)
+        return ended
 
     def _require_accepted(self, application: Application) -> None:
         try:
@@ -149,18 +164,6 @@ def _what_is_wrong(application: Application, error: Misconfigured) -> dict[str, 
     else:
         fields = ["client_id", "client_secret"]
     return {field: [_NOT_ACCEPTED[field]] for field in fields}
-
-
-def _end_connection(db: Session, user_id: int, condition: sa.ColumnElement[bool]) -> list[int]:
-    """Delete a person's connection if it meets a condition. Returns its id, or nothing.
-
-    Raises:
-        LastWayIn: The person could no longer sign in.
-    """
-    ended = connections.delete_of_user(db, user_id, condition)
-    if ended:
-        ownership.require_another_way_in(db, user_id)
-    return ended
 
 
 def delete_made_since(db: Session, user_id: int, since: datetime | None) -> list[int]:
