@@ -84,7 +84,7 @@ class _Connections:
             raise SkippedError("the connection is live")
         if found is not None and found.signs_in:
             # If the grant is another account's, the connection is deleted. It may be the only way to sign in.
-            raise SkippedError("the connection signs its owner in, who can connect again")
+            raise SkippedError("the owner signs in with this connection, so only the owner can renew it")
         if owned is not None and owned is not found:
             raise SkippedError("the user has connected another Spotify account")
         return found or _Connection(None, owner_id, spotify_id or "", None)

@@ -166,8 +166,7 @@ class Connections:
         the connection signs the user in from now on.
 
         Raises:
-            SpotifyAccountInUse: The Spotify account belongs to another user.
-            SpotifyAccountMismatch: The user has another Spotify account.
+            SpotifyAccountInUse, SpotifyAccountMismatch: See `ownership.require_may_connect`.
             NotSignedIn: The user's account is gone or disabled, or their sessions have ended.
             SpotifyStateMismatch: The user connects with another application than this one now.
         """
@@ -177,8 +176,7 @@ class Connections:
                 ownership.lock_user(db, user)
                 self._applications.require_current(db, user.id, consent.application)
             spotify_user = ownership.known_account(db, consent.profile)
-            if user is not None:
-                ownership.require_ownership(db, spotify_user, user.id)
+            ownership.require_may_connect(db, spotify_user, user.id if user is not None else None)
             if spotify_user is None:
                 spotify_user = SpotifyUser()
             self._store(db, spotify_user, user.id if user is not None else None, consent)

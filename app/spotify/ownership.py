@@ -62,13 +62,22 @@ def known_account(db: Session, profile: Profile) -> SpotifyUser | None:
     return known
 
 
-def require_ownership(db: Session, spotify_user: SpotifyUser | None, user_id: int) -> None:
+def require_may_connect(db: Session, spotify_user: SpotifyUser | None, user_id: int | None) -> None:
     """Require that the Spotify account has no other owner, and the user no other Spotify account.
 
+    A visitor, for whom `user_id` is None, may connect an owner's. But their grant, which is of the
+    deployment's application, must not replace one of the owner's own application.
+
     Raises:
-        SpotifyAccountInUse: The Spotify account belongs to another user.
+        SpotifyAccountInUse: The Spotify account belongs to another user, or uses their own application.
         SpotifyAccountMismatch: The user has another Spotify account.
     """
+    if user_id is None:
+        if spotify_user is not None and spotify_user.spotify_app_id is not None:
+            raise SpotifyAccountInUse(
+                "Its owner uses it with their own Spotify application. Sign in to that account."
+            )
+        return
     if spotify_user is not None and spotify_user.user_id not in (None, user_id):
         raise SpotifyAccountInUse
     own_id = db.scalar(sa.select(SpotifyUser.id).where(SpotifyUser.user_id == user_id))

@@ -243,7 +243,8 @@ def test_connection_that_signs_its_owner_in_is_left_alone(make_app: MakeApp, san
 
     output = import_links(app, json_lines([{"spotify_id": "mira_t_42", "refresh_token": "r"}]))[1]
 
-    assert output[0] == "line 1: skipped, the connection signs its owner in, who can connect again"
+    reason = "the owner signs in with this connection, so only the owner can renew it"
+    assert output[0] == f"line 1: skipped, {reason}"
 
 
 @pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)  # SQLite locks the whole database

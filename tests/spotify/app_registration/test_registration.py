@@ -277,6 +277,27 @@ def test_signing_in_keeps_the_grant_of_an_own_application(
     assert visitor.get("/api/spotify/v1/me").status_code == 200
 
 
+def test_visitor_does_not_replace_the_grant_of_an_own_application(
+    client: FlaskClient, new_client: NewClient, sandbox: SandboxClient, created: Created
+) -> None:
+    """The owner's connection would use the application of this server, and its scopes, from then on."""
+    register(client)
+    put(client, created)
+    connect(client, sandbox)
+    _, before = stored(client.application)
+    visitor = new_client()
+
+    response = send_callback(visitor, sandbox.consent(start_authorization(visitor)))
+
+    assert (response.status_code, slug(response)) == (409, "spotify-account-in-use")
+    assert visitor.get("/api/spotify").json == {"status": "not_connected"}
+    _, after = stored(client.application)
+    assert before is not None
+    assert after is not None
+    assert (after.token.grant_id, after.spotify_app_id) == (before.token.grant_id, before.spotify_app_id)
+    assert client.get("/api/spotify/v1/me").status_code == 200
+
+
 @pytest.mark.settings(SPOTIFY_SIGN_IN="true")
 def test_application_cannot_end_the_last_way_in(
     client: FlaskClient, sandbox: SandboxClient, created: Created
