@@ -121,7 +121,8 @@ def disconnect() -> None:
     """Disconnect Spotify, and delete its tokens and personal data.
 
     A visitor cannot delete a connection that belongs to a user: their session only stops using it. A user
-    without a password or a verified email address could no longer sign in (409 `last-way-in`).
+    without a password or a verified email address could no longer sign in (409 `last-way-in`). Afterwards,
+    signing in with this Spotify account creates another account.
     """
     services().connections.disconnect()
 

@@ -431,7 +431,8 @@ export interface paths {
         /**
          * Disconnect Spotify, and delete its tokens and personal data.
          * @description A visitor cannot delete a connection that belongs to a user: their session only stops using it. A user
-         *     without a password or a verified email address could no longer sign in (409 `last-way-in`).
+         *     without a password or a verified email address could no longer sign in (409 `last-way-in`). Afterwards,
+         *     signing in with this Spotify account creates another account.
          */
         delete: operations["spotify_disconnect"];
         options?: never;

@@ -76,8 +76,9 @@ router.beforeEach(async (to) => {
     return { path: EMAIL_LINKS[purpose], replace: true };
   }
   if (typeof to.query.spotify === "string") {
-    showConnectResult(await backline.completeConnect(new URL(to.fullPath, location.href)));
-    void sessionChanged();
+    const result = await backline.completeConnect(new URL(to.fullPath, location.href));
+    await sessionChanged();
+    showConnectResult(result);
     const query = { ...to.query, spotify: undefined };
     return { path: to.path, query, replace: true };
   }

@@ -5,7 +5,7 @@ import { backline } from "../api";
 import { DAY_MS } from "../format";
 import { showToast } from "../toasts";
 import { useMutation } from "./useMutation";
-import { sessionChanged } from "../session";
+import { session, sessionChanged } from "../session";
 import { messageFor } from "../messages";
 
 const SOON_MS = 30 * DAY_MS;
@@ -64,12 +64,13 @@ export function useSpotifyConnect() {
   return connecting;
 }
 
-/** Show the result of connecting. A URL without one is not a return from Spotify. */
+/** Show the result of connecting, after loading the session. A URL without one is not a return from Spotify. */
 export function showConnectResult(result: ConnectResult | null): void {
   if (result?.connected) return showToast("Spotify is connected.");
   const slug = result?.slug ?? "spotify-state-mismatch";
   connectFailure.value = slug;
-  const { title, detail } = MESSAGES[slug] ?? messageFor(slug, { title: "Spotify could not be connected" });
+  const name = slug === "spotify-account-in-use" && session.user ? "other-account-in-use" : slug;
+  const { title, detail } = MESSAGES[name] ?? messageFor(slug, { title: "Spotify could not be connected" });
   showToast(`${title}. ${detail}`.trim(), "error");
 }
 
@@ -86,6 +87,11 @@ const MESSAGES: Record<string, { title: string; detail: string }> = {
   "spotify-account-in-use": {
     title: "This Spotify account is connected to another account here",
     detail: "Nothing was changed. If it is yours, sign in with your password, and connect Spotify again.",
+  },
+  "other-account-in-use": {
+    title: "This Spotify account is connected to another account here",
+    detail:
+      "Nothing was changed. If that account is yours, sign in to it, and disconnect Spotify or delete the account.",
   },
   "spotify-account-mismatch": {
     title: "Another Spotify account is connected already",
