@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 # Unused connections are no longer refreshed after some days, so hourly precision is enough.
 _TOUCH_INTERVAL = timedelta(hours=1)
+# For a new consent, whose code cannot be used again. On Galera, simultaneous ones conflict at COMMIT.
+_RETRIES = 10
 
 
 class ConnectionRef(msgspec.Struct, frozen=True):
@@ -185,7 +187,7 @@ class Connections:
             owner_epoch = _owner_epoch(db, spotify_user) if user is None else None
             return spotify_user, reference(spotify_user, owner_epoch)
 
-        spotify_user, stored = run_in_transaction(work, is_idempotent=True)
+        spotify_user, stored = run_in_transaction(work, retries=_RETRIES, is_idempotent=True)
         self._drop_cached(spotify_user.id)  # some may be errors about a permission that was missing
         return spotify_user, stored
 
@@ -213,7 +215,7 @@ class Connections:
                 self._store(db, spotify_user, owner.id, consent)
             return spotify_user, reference(spotify_user), owner
 
-        spotify_user, stored, owner = run_in_transaction(work, is_idempotent=True)
+        spotify_user, stored, owner = run_in_transaction(work, retries=_RETRIES, is_idempotent=True)
         self._drop_cached(spotify_user.id)
         return spotify_user, stored, owner
 
