@@ -208,23 +208,29 @@ def test_stopped_pass_releases_claims_it_has_not_started(
 
 
 @pytest.mark.sqlite_only
-def test_claims_of_a_stopped_pass_can_be_claimed_immediately(app: Flask, sandbox: SandboxClient) -> None:
+@pytest.mark.parametrize("is_paused", [False, True], ids=["stopped", "paused by the breaker"])
+def test_claims_for_which_no_call_is_made_can_be_claimed_immediately(
+    app: Flask, sandbox: SandboxClient, is_paused: bool
+) -> None:
     spotify_user_ids = create_connections(app, sandbox, 8)
     stopping = threading.Event()
 
     class StopAfterClaim(BatchClaims):
         def claim(self, limit: int, due_by: datetime, kinds: frozenset[ApplicationKind] = ALL_KINDS) -> Batch:
             batch = super().claim(limit, due_by, kinds)
-            stopping.set()
+            if is_paused:
+                refresh_pass._pause({ApplicationKind.DEPLOYMENT})
+            else:
+                stopping.set()
             return batch
 
     with app.app_context():
         config, refresher = services().config, services().tokens.refresher
         claims = StopAfterClaim(services().token_cipher, services().applications, config)
         limiter = RateLimiter(services().redis, "refresh:rate", config.refresh_rate)
-    stopped = RefreshPass(app, config, refresher, claims, limiter, stopping)
+    refresh_pass = RefreshPass(app, config, refresher, claims, limiter, stopping)
 
-    assert stopped.run(lambda _: None) == RefreshStats()
+    assert refresh_pass.run(lambda _: None) == RefreshStats()
     assert refresh_count(sandbox) == 0
     with app.app_context(), reading() as db:
         assert db.scalars(sa.select(TokenRefresh)).all() == []
