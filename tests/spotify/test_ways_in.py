@@ -90,6 +90,10 @@ def test_owner_is_notified_when_another_application_ends_the_connection(
     assert notices.count() == (1, 1)
     connect(client, sandbox)
     assert notices.count() == (2, 1)
+    same = {"client_id": client.get("/api/spotify/app").json["client_id"]}
+    assert client.put("/api/spotify/app", json=same).status_code == 200
+    assert client.get("/api/spotify").json["signs_in"] is True
+    assert notices.count() == (2, 1)
     assert client.delete("/api/spotify/app").status_code == 204
     assert notices.count() == (2, 2)
 
