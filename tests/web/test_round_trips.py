@@ -25,7 +25,7 @@ pytestmark = [
 
 # Round trips to Redis, and to the database: statements, BEGIN, COMMIT, ROLLBACK, and pings.
 ROUND_TRIPS = {
-    "DELETE /api/spotify": (5, 10),
+    "DELETE /api/spotify": (5, 11),
     "DELETE /api/spotify/app": (1, 6),
     "DELETE /api/spotify/v1/{path}": (2, 0),
     "DELETE /api/user": (15, 18),
