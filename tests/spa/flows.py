@@ -36,6 +36,15 @@ def connect(page: Page, button: str = "Connect Spotify", person: str = "Mira T."
     expect(page.get_by_text("Spotify is connected.")).to_be_visible()
 
 
+def disconnect(page: Page) -> None:
+    """Disconnect Spotify, which the person could sign in with."""
+    page.get_by_role("button", name="Disconnect Spotify").click()
+    page.get_by_role("group", name="You will no longer sign in").get_by_role(
+        "button", name="Disconnect"
+    ).click()
+    expect(page.get_by_text("Spotify is disconnected")).to_be_visible()
+
+
 def agree(page: Page, person: str = "Mira T.") -> None:
     """Agree on the consent page, which remembers the person after the first time."""
     page.get_by_role("button", name="Agree").wait_for()
