@@ -354,7 +354,8 @@ def test_refresh_continues_after_lease_of_dead_attempt(app: Flask, sandbox: Sand
         sandbox.wait_for_held(1)
         assert reserve(app, 1) == []
         advance_time(app, sandbox, 31)
-        eventually(lambda: refresh_due(app) == RefreshStats(refreshed=1))
+        # If the pass that is waiting has not yet looked for more connections, it may refresh this one itself.
+        eventually(lambda: refresh_due(app) and count_valid(app) == 1)
         sandbox.release()
         dying.result()
 
