@@ -10,10 +10,8 @@ from pathlib import Path
 
 from tests.cluster import namespaces
 from tests.cluster.faults import FAULTS
-from tests.cluster.run import Plan, Result, run
+from tests.cluster.run import GAP_SECONDS, Plan, Result, run
 from tests.helpers.servers import Unavailable
-
-GAP_SECONDS = 5.0
 
 
 def main() -> None:

@@ -35,6 +35,8 @@ from tests.cluster.hosts import (
 from tests.cluster.namespaces import make_network
 from tests.helpers.servers import eventually, migrate
 
+# The longest time that a client may go without a successful response.
+GAP_SECONDS = 5.0
 CLIENTS = 6
 CONNECTIONS = 18
 SETTLE_SECONDS = 2.0
@@ -226,6 +228,8 @@ def run(plan: Plan, say: Callable[[str], None]) -> Result:
                 outcome = _hit(cluster, clients, name, plan.seconds)
                 result.outcomes.append(outcome)
                 say(str(outcome))
+                if outcome.gap > GAP_SECONDS and not plan.patient:
+                    say(cluster.logs())
             say(f"every grant was refreshed within {_wait_until_fresh(cluster, result):.0f} s")
         result.violations += [
             f"{client.person.username}, {count} times: {violation}"
