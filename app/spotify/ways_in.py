@@ -21,7 +21,7 @@ class SpotifyWayIn:
         self._notify = notify
 
     def add(self, db: Session, spotify_user: SpotifyUser, user_id: int) -> None:
-        """Let a connection, whose row is locked, sign its owner in from now on."""
+        """Let a connection sign its owner in from now on. Its row must be locked."""
         if spotify_user.sign_in_since is None:
             spotify_user.sign_in_since = utc_now()
             self._notify(db, db.get_one(User, user_id), MailKind.SPOTIFY_SIGN_IN_ADDED)
