@@ -35,34 +35,34 @@ class Mutation:
 MUTATIONS = [
     Mutation(
         "compare-and-swap-removed",
-        "app/spotify/tokens/attempts.py",
-        """    _grants.c.id == sa.bindparam("same_id"),
-    _grants.c.grant_id == sa.bindparam("same_grant_id"),
-    _grants.c.generation == sa.bindparam("same_generation"),
+        "app/spotify/tokens/grant_row.py",
+        """    grants.c.id == sa.bindparam("same_id"),
+    grants.c.grant_id == sa.bindparam("same_grant_id"),
+    grants.c.generation == sa.bindparam("same_generation"),
 """,
-        """    _grants.c.id == sa.bindparam("same_id"),
-    (_grants.c.grant_id == sa.bindparam("same_grant_id")) | sa.true(),
-    (_grants.c.generation == sa.bindparam("same_generation")) | sa.true(),
+        """    grants.c.id == sa.bindparam("same_id"),
+    (grants.c.grant_id == sa.bindparam("same_grant_id")) | sa.true(),
+    (grants.c.generation == sa.bindparam("same_generation")) | sa.true(),
 """,
         ("new_consent_during_refresh",),
         frozenset({"I1", "I2", "I3", "I5"}),
     ),
     Mutation(
         "committed-twice",
-        "app/spotify/tokens/attempts.py",
+        "app/spotify/tokens/completions.py",
         """        completion = Completion(outcome, now, values)
 """,
         """        completion = Completion(outcome, now, values)
         if "generation" in values:
             row.generation += 1
-            update(db, row, {**values, "generation": row.generation + 1})
+            compare_and_swap(db, row, {**values, "generation": row.generation + 1})
 """,
         ("twenty_callers",),
         frozenset({"I1", "I2"}),
     ),
     Mutation(
         "row-count-ignored",
-        "app/spotify/tokens/attempts.py",
+        "app/spotify/tokens/grant_row.py",
         "    return updated.rowcount == 1\n",
         "    return True\n",
         ("new_consent_during_refresh", "disconnect_during_refresh"),
@@ -103,7 +103,7 @@ MUTATIONS = [
     ),
     Mutation(
         "effective-not-recorded",
-        "app/spotify/tokens/attempts.py",
+        "app/spotify/tokens/completions.py",
         "effective = 1 if outcome is Outcome.REFRESHED else None",
         "effective = None",
         ("spotify_errors",),

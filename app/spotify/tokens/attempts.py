@@ -1,31 +1,28 @@
-"""Claims and finishes attempts to refresh grants, one or many in each transaction.
+"""Begins attempts to refresh grants: claims the lease, which only one caller can win, and records them.
 
-Only one caller can win a claim, and a result is written with a compare-and-swap on (`grant_id`,
-`generation`). `docs/custody.md` explains why this is safe.
+`docs/custody.md` explains why this is safe.
 """
 
 import logging
 import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
-from functools import partial
+from dataclasses import replace
+from datetime import datetime
 from typing import cast
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app.infra import database
-from app.infra.database import run_in_transaction, run_in_transaction_until
+from app.infra.database import run_in_transaction_until
 from app.infra.row_versions import announce
 from app.models import AccessToken, SpotifyApp, TokenRefresh
 from app.models.access_token import LEASE
-from app.models.token_refresh import Outcome
 from app.spotify.applications import pauses
 from app.spotify.clients.application import Application, ApplicationKind
-from app.spotify.tokens import breaker, transitions
-from app.spotify.tokens.results import Attempt, Result
+from app.spotify.tokens import breaker
+from app.spotify.tokens.grant_row import compare_and_swap
+from app.spotify.tokens.results import Attempt
 from app.spotify.tokens.transitions import Values
 
 log = logging.getLogger(__name__)
@@ -33,25 +30,9 @@ log = logging.getLogger(__name__)
 _CLAIM_SECONDS = 3.0
 # A call of 10 s that starts within this time of the claim ends within the lease.
 _SEND_WITHIN_SECONDS = 15.0
-# While rejections may be wrong, a rejected grant waits this long, so that the next probe is another grant's.
-_REJECTED_PROBE_WAIT = timedelta(minutes=10)
 
 # Without the ORM, which takes ten times as long for a statement.
-_grants = cast("sa.Table", AccessToken.__table__)
 _history = cast("sa.Table", TokenRefresh.__table__)
-
-
-@dataclass(frozen=True)
-class Completion:
-    """How an attempt ended, and when that was recorded.
-
-    `written` holds the columns that were written to the grant's row. It is None if nothing was written, or
-    if the reply to an earlier COMMIT of the same result was lost.
-    """
-
-    outcome: Outcome
-    at: datetime
-    written: Values | None = None
 
 
 def claim(row: AccessToken, application: Application) -> Attempt | None:
@@ -113,7 +94,7 @@ def take_leases(
         if attempt.generation != row.generation:
             values["generation"] = attempt.generation
             announce(db, connections=[row.spotify_user_id], best_effort=True)
-        if update(db, row, values, *is_free):
+        if compare_and_swap(db, row, values, *is_free):
             taken[row] = attempt
     if taken:
         rows = [
@@ -129,131 +110,6 @@ def take_leases(
         ]
         db.connection().execute(sa.insert(_history), rows)
     return taken
-
-
-def finish(result: Result) -> Completion:
-    """Record an attempt's outcome and apply it to the grant, in one transaction.
-
-    The grant is changed only if it is still at the generation that was refreshed. Otherwise a consent, a
-    disconnect, or another refresh has superseded the attempt. Then only a new refresh token of the same
-    grant is kept, as a spare.
-
-    Raises:
-        SQLAlchemyError: The result could not be stored.
-    """
-    # Spotify might not send this result again, so a deadlock or a broken connection must not lose it.
-    try:
-        [completion] = run_in_transaction_until(result.store_until, lambda db: _finish(db, [result]).values())
-    except sa.exc.SQLAlchemyError:
-        log.error(
-            "token_response_lost",
-            extra={
-                "spotify_user_id": result.row.spotify_user_id,
-                "outcome": result.outcome,
-                "new_refresh_token": result.orphan_token is not None,
-            },
-        )
-        raise
-    return completion
-
-
-def finish_together(results: Sequence[Result]) -> dict[Result, Completion]:
-    """Do what `finish` does for many attempts in one transaction, which is tried at most twice.
-
-    It skips rows that other transactions have locked. Only if a grant was rejected, it waits: for the
-    breaker's row.
-
-    Returns the results that are stored. Pass the others to `finish`, even if the reply to the COMMIT was
-    lost: it finds out whether they were stored.
-    """
-    try:
-        return run_in_transaction(partial(_finish, results=results, skip_locked=True), retries=1)
-    except sa.exc.SQLAlchemyError as error:
-        log.warning("group_commit_failed", extra={"reason": type(error).__name__, "results": len(results)})
-        return {}
-
-
-def _finish(db: Session, results: Sequence[Result], *, skip_locked: bool = False) -> dict[Result, Completion]:
-    recorded = _recorded_outcomes(db, results, skip_locked=skip_locked)
-    doubted = _doubted_rejections(db, results)
-    if skip_locked:
-        unlocked = _lock_grants(db, results)
-        results = [found for found in results if found.attempt.id in recorded and found.row.id in unlocked]
-    now = database.db_now(db)
-    new = {
-        result: _apply(db, result, now, breaker_open=result.kind in doubted)
-        for result in results
-        if recorded.get(result.attempt.id) is None
-    }
-    _store_completions(db, new, now)
-    changed = [result.row.spotify_user_id for result in results]
-    announce(db, connections=changed, best_effort=True)
-    return {
-        # If it was recorded before, the reply to an earlier COMMIT was lost.
-        result: new.get(result) or Completion(Outcome(recorded[result.attempt.id] or ""), now)
-        for result in results
-    }
-
-
-def _recorded_outcomes(db: Session, results: Sequence[Result], *, skip_locked: bool) -> dict[str, str | None]:
-    """Return the outcomes that the history has already, by attempt.
-
-    The rows are locked, so that this waits for an earlier COMMIT of ours that is slow rather than lost.
-    """
-    ids = _history.c.attempt_id.in_([result.attempt.id for result in results])
-    found = db.connection().execute(
-        sa.select(_history.c.attempt_id, _history.c.outcome)
-        .where(ids)
-        .with_for_update(skip_locked=skip_locked)
-    )
-    return {row.attempt_id: row.outcome for row in found}
-
-
-def _doubted_rejections(db: Session, results: Sequence[Result]) -> set[ApplicationKind]:
-    """Return the kinds of applications whose grants' rejections are not recorded now.
-
-    Asks only about those with a rejection, because this locks a row.
-    """
-    rejected = {result.kind for result in results if result.outcome is Outcome.INVALID_GRANT}
-    # In the same order everywhere, so that two do not deadlock.
-    return {kind for kind in ApplicationKind if kind in rejected and breaker.is_revocations_open(db, kind)}
-
-
-def _lock_grants(db: Session, results: Sequence[Result]) -> set[int]:
-    """Lock the grants that no other transaction has locked. Returns their ids."""
-    ids = _grants.c.id.in_([result.row.id for result in results])
-    locked = sa.select(_grants.c.id).where(ids).with_for_update(skip_locked=True)
-    return set(db.connection().scalars(locked))
-
-
-def _apply(db: Session, result: Result, now: datetime, *, breaker_open: bool) -> Completion:
-    row, outcome = result.row, result.outcome
-    if outcome is Outcome.INVALID_GRANT and breaker_open:
-        values = transitions.after_failure(row, _REJECTED_PROBE_WAIT, now)
-    else:
-        values = result.transition(now)
-    # A success is stored even if another caller holds the lease now. A failure must not end that lease.
-    own_lease = () if outcome is Outcome.REFRESHED else (AccessToken.attempt_id == result.attempt.id,)
-    if update(db, row, values, *own_lease):
-        completion = Completion(outcome, now, values)
-    else:
-        completion = Completion(Outcome.SUPERSEDED, now)
-        _keep_orphan(db, row, result.orphan_token)
-    return completion
-
-
-_COMPARE_AND_SWAP = sa.update(_grants).where(
-    _grants.c.id == sa.bindparam("same_id"),
-    _grants.c.grant_id == sa.bindparam("same_grant_id"),
-    _grants.c.generation == sa.bindparam("same_generation"),
-)
-
-
-def update(db: Session, row: AccessToken, values: Values, *conditions: sa.ColumnElement[bool]) -> bool:
-    """Compare and swap: write to a grant's row if it is still at the generation that was read."""
-    version = {"same_id": row.id, "same_grant_id": row.grant_id, "same_generation": row.generation}
-    updated = db.connection().execute(_COMPARE_AND_SWAP.where(*conditions), {**version, **values})
-    return updated.rowcount == 1
 
 
 def unused_generation(db: Session, row: AccessToken) -> int:
@@ -274,20 +130,3 @@ def unused_generation(db: Session, row: AccessToken) -> int:
         return row.generation
     log.warning("token_generation_repaired", extra={"spotify_user_id": row.spotify_user_id})
     return refreshed + 1
-
-
-def _keep_orphan(db: Session, row: AccessToken, orphan_token: object) -> None:
-    if orphan_token is not None:
-        same_grant = sa.and_(AccessToken.id == row.id, AccessToken.grant_id == row.grant_id)
-        db.execute(sa.update(AccessToken).where(same_grant).values(spare_refresh_token=orphan_token))
-
-
-def _store_completions(db: Session, completions: dict[Result, Completion], now: datetime) -> None:
-    for outcome in {completion.outcome for completion in completions.values()}:
-        effective = 1 if outcome is Outcome.REFRESHED else None
-        ids = [result.attempt.id for result, found in completions.items() if found.outcome is outcome]
-        db.connection().execute(
-            sa.update(_history)
-            .where(_history.c.attempt_id.in_(ids))
-            .values(outcome=outcome, effective=effective, finished_at=now)
-        )

@@ -23,6 +23,7 @@ from app.spotify.applications.lookup import Applications, rows_of_grants
 from app.spotify.clients.application import ALL_KINDS, Application, ApplicationKind
 from app.spotify.tokens import attempts, breaker, refresh_queue, transitions
 from app.spotify.tokens.encryption import UNDECRYPTABLE_WAIT, decrypt_token
+from app.spotify.tokens.grant_row import compare_and_swap
 from app.spotify.tokens.refresh_queue import DueGrant
 from app.spotify.tokens.results import Attempt
 from app.spotify.tokens.transitions import Values
@@ -131,7 +132,7 @@ class BatchClaims:
                     postponed = {"due_at": now + UNDECRYPTABLE_WAIT}
             if postponed is not None:
                 batch.postponed += 1
-                attempts.update(db, due.row, postponed)
+                compare_and_swap(db, due.row, postponed)
         return found
 
     def _postponed(self, due: DueGrant, own: SpotifyApp | None, now: datetime) -> Values | None:
@@ -187,7 +188,7 @@ def _admitted(
                 probes = each.own is not None and pauses.require_active(db, each.own, now)
             except (SpotifyAppRefused, SpotifyUnavailable):  # another grant is the application's probe
                 waits_until = each.own.paused_until if each.own is not None else None
-                attempts.update(db, each.due.row, {"due_at": waits_until or now + LEASE})
+                compare_and_swap(db, each.due.row, {"due_at": waits_until or now + LEASE})
                 batch.postponed += 1
                 continue
             yield replace(each, is_probe=is_probe, probes_application=probes)
@@ -215,7 +216,7 @@ def abandon(claims: Sequence[Claim]) -> None:
         for claim in sorted(claims, key=lambda claim: claim.row.id):  # so that two do not deadlock
             claim.row.generation = claim.attempt.generation
             released: Values = {"attempt_id": None, "lease_until": None, "due_at": claim.row.due_at}
-            attempts.update(db, claim.row, released, AccessToken.attempt_id == claim.attempt.id)
+            compare_and_swap(db, claim.row, released, AccessToken.attempt_id == claim.attempt.id)
         ids = TokenRefresh.attempt_id.in_([claim.attempt.id for claim in claims])
         db.execute(sa.delete(TokenRefresh).where(ids).execution_options(synchronize_session=False))
 

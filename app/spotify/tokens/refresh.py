@@ -36,9 +36,10 @@ from app.spotify.clients.accounts import SpotifyAccounts
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
 from app.spotify.clients.application import Application, ApplicationKind
 from app.spotify.clients.errors import RateLimited, SpotifyError
-from app.spotify.tokens import attempts, breaker
-from app.spotify.tokens.attempts import Completion
+from app.spotify.tokens import attempts, breaker, completions
+from app.spotify.tokens.completions import Completion
 from app.spotify.tokens.encryption import UNDECRYPTABLE_WAIT, decrypt_token
+from app.spotify.tokens.grant_row import compare_and_swap
 from app.spotify.tokens.results import Attempt, Result, Results
 
 log = logging.getLogger(__name__)
@@ -168,7 +169,7 @@ class Refresher:
             return decrypt_token(self._cipher, row, "refresh_token")
         except SpotifyUnavailable:
             database.run_in_transaction(
-                lambda db: attempts.update(db, row, {"due_at": database.db_now(db) + UNDECRYPTABLE_WAIT}),
+                lambda db: compare_and_swap(db, row, {"due_at": database.db_now(db) + UNDECRYPTABLE_WAIT}),
                 is_idempotent=True,
             )
             raise
@@ -201,7 +202,7 @@ class Refresher:
             GrantEnded, SpotifyUnavailable, SpotifyMisconfigured, SpotifyAppRefused: As `_error_for` decides.
             SpotifyNotConnected: The connection does not exist anymore.
         """
-        completion = attempts.finish(result)
+        completion = completions.finish(result)
         self.observe({result: completion})
         row = result.row
         if result.error is not None:

@@ -20,9 +20,9 @@ from app.infra import database
 from app.models.token_refresh import Outcome
 from app.resilience.rate_limiter import RateLimiter
 from app.spotify.clients.application import ALL_KINDS, ApplicationKind, deployment_application
-from app.spotify.tokens import attempts, batch_claims, breaker, refresh_queue
-from app.spotify.tokens.attempts import Completion
+from app.spotify.tokens import batch_claims, breaker, completions, refresh_queue
 from app.spotify.tokens.batch_claims import BatchClaims, Claim
+from app.spotify.tokens.completions import Completion
 from app.spotify.tokens.group_commit import GroupCommit
 from app.spotify.tokens.prefetch import Prefetch
 from app.spotify.tokens.refresh import Refresher
@@ -202,7 +202,7 @@ class RefreshPass:
         stored: Mapping[Result, Completion] = {}
         with self._app.app_context():
             try:
-                stored = attempts.finish_together(results)
+                stored = completions.finish_together(results)
             except Exception as error:  # noqa: BLE001 - raised when the pass ends
                 self._fail(error)
             self._conclude(stored)
@@ -213,7 +213,7 @@ class RefreshPass:
     def _store_alone(self, result: Result) -> None:
         with self._app.app_context():
             try:
-                completion = attempts.finish(result)
+                completion = completions.finish(result)
             except Exception as error:
                 if isinstance(error, DEPENDENCY_DOWN):
                     self._fail(error)

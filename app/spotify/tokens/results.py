@@ -1,4 +1,4 @@
-"""What a response of the token endpoint means: the result of an attempt, which `attempts` stores."""
+"""What a response of the token endpoint means: the result of an attempt, which `completions` stores."""
 
 import logging
 import time
