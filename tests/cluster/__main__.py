@@ -10,7 +10,9 @@ from pathlib import Path
 
 from tests.cluster import namespaces
 from tests.cluster.faults import FAULTS
-from tests.cluster.run import GAP_SECONDS, Plan, Result, run
+from tests.cluster.hosts import REFRESH_RATE
+from tests.cluster.plan import GAP_SECONDS, Plan, Result
+from tests.cluster.run import RATE_SECONDS, run
 from tests.helpers.servers import Unavailable
 
 
@@ -90,6 +92,9 @@ def show(result: Result) -> None:
             middle, late = (seconds[math.ceil(len(seconds) * part) - 1] for part in (0.5, 0.99))
             lines.append(f"{fault:<10}{len(seconds):>14}{middle:>14.2f}{late:>14.2f}")
     lines += ["", f"refreshes: {result.refreshes}, calls for each: {dict(result.calls_per_generation)}"]
+    lines += [
+        f"calls in the busiest {RATE_SECONDS} s: {result.fastest} ({REFRESH_RATE * RATE_SECONDS} are allowed)"
+    ]
     lines += [f"violations: {len(result.violations)}", *result.violations]
     sys.stdout.write("\n".join(lines) + "\n")
     sys.stdout.flush()

@@ -60,11 +60,12 @@ class Connection(http.client.HTTPSConnection):
 
 @dataclass(frozen=True)
 class Result:
-    """One request: when its response came, what was wrong, and how long it took."""
+    """One request: when its response came, what was wrong, how long it took, and what it was."""
 
     at: float
     failure: str | None
     seconds: float = 0.0
+    call: str = ""
 
 
 class Person:
@@ -146,6 +147,17 @@ def failure_of(response: Response) -> str | None:
     return None
 
 
+@dataclass(frozen=True)
+class Gap:
+    """A time without a successful response, and the requests that ended in it or with it."""
+
+    seconds: float
+    results: list[Result]
+
+    def __str__(self) -> str:
+        return ", ".join(f"{one.call} {one.failure or 'ok'} {one.seconds:.1f} s" for one in self.results)
+
+
 @dataclass
 class Client:
     """A person who does one thing after the other, and notes the results."""
@@ -169,7 +181,7 @@ class Client:
             failure = str(violation)
             self.violations[failure] += 1
         ended = time.monotonic()
-        self.results.append(Result(ended, failure, ended - began))
+        self.results.append(Result(ended, failure, ended - began, step.__name__.removeprefix("_")))
 
     def _session(self) -> Response:
         return self.person.call("GET", "/api/session")
@@ -189,12 +201,13 @@ class Client:
         self._writes += 1
         return self.person.call("PUT", f"/api/spotify/v1/me/player/seek?position_ms={self._writes}")
 
-    def gap(self, began: float, ended: float) -> float:
+    def gap(self, began: float, ended: float) -> "Gap":
         """Return the longest time between two successes, from the last one before `began` to `ended`."""
         successes = [result.at for result in self.results if result.failure is None and result.at <= ended]
         before = [at for at in successes if at < began][-1:] or [began]
         moments = [*before, *(at for at in successes if at >= began), ended]
-        return max(after - at for at, after in pairwise(moments))
+        start, end = max(pairwise(moments), key=lambda pair: pair[1] - pair[0])
+        return Gap(end - start, [result for result in self.results if start < result.at <= end])
 
 
 class Clients:

@@ -1,8 +1,10 @@
 """Many grants that are due when a fault begins."""
 
 import time
+from collections import deque
 from datetime import UTC, datetime
 from itertools import pairwise
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -41,3 +43,18 @@ class DueGrants:
                 moments = sorted(filter(None, session.scalars(query)))
         pause = max((later - earlier for earlier, later in pairwise([self._due_at, *moments])))
         return (moments[-1] - self._due_at).total_seconds(), pause.total_seconds()
+
+
+def most_refreshes(journal: list[dict[str, Any]], seconds: int) -> int:
+    """Return how many refreshes Spotify received in the busiest period of this length."""
+    arrivals = sorted(
+        datetime.fromisoformat(call["at"]) for call in journal if call["grant_type"] == "refresh_token"
+    )
+    period: deque[datetime] = deque()
+    most = 0
+    for arrival in arrivals:
+        period.append(arrival)
+        while (arrival - period[0]).total_seconds() >= seconds:
+            period.popleft()
+        most = max(most, len(period))
+    return most

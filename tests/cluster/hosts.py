@@ -35,8 +35,6 @@ PASSWORDS = (
     "SERVERS_PASSWORD",
     "FAILOVER_PASSWORD",
 )
-# Spotify's tokens are valid for an hour. These are due after half of this time.
-LIFETIME_SECONDS = 24
 REFRESH_RATE = 100
 # The scheduler with a pass each second, because a run cannot wait for half a minute.
 _SCHEDULER = (

@@ -5,7 +5,6 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -19,10 +18,10 @@ from tests.chaos.history import Fault, ReturnedToken
 from tests.cluster import faults, states
 from tests.cluster.balancer import Balancer, start_sandbox
 from tests.cluster.clients import Client, Clients, Person, sent_twice
-from tests.cluster.grants import DueGrants
+from tests.cluster.grants import DueGrants, most_refreshes
 from tests.cluster.hosts import (
-    LIFETIME_SECONDS,
     PASSWORDS,
+    REFRESH_RATE,
     START_SECONDS,
     Host,
     Setup,
@@ -33,81 +32,14 @@ from tests.cluster.hosts import (
     wait_until_whole,
 )
 from tests.cluster.namespaces import make_network
+from tests.cluster.plan import GAP_SECONDS, Outcome, Plan, Result
 from tests.helpers.servers import eventually, migrate
 
-# The longest time that a client may go without a successful response.
-GAP_SECONDS = 5.0
 CLIENTS = 6
-CONNECTIONS = 18
 SETTLE_SECONDS = 2.0
 FRESH_SECONDS = 300.0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to do."""
-
-    faults: tuple[str, ...]
-    seed: str
-    seconds: float
-    """How long each fault lasts."""
-    host: int | None = None
-    """The host that is hit. None: the preferred database, or the primary Redis, by chance."""
-    redis: str = "sentinel"
-    patient: bool = False
-    """Whether to give a busy machine more time before a server counts as gone."""
-    grants: int = 0
-    """How many more grants are due when each fault begins."""
-
-
-@dataclass
-class Outcome:
-    """What a fault did."""
-
-    fault: str
-    host: str
-    gap: float
-    slowest: float
-    """How long the slowest request took, in seconds."""
-    requests: int
-    failures: Counter[str]
-    unavailable: list[float]
-    """How long each 503 took, in seconds."""
-    rejoin: float
-    refreshed_within: float | None = None
-    """How long it took until all grants were refreshed that were due when the fault began."""
-    pause: float | None = None
-    """The longest time without a refresh until then."""
-
-    def __str__(self) -> str:
-        text = (
-            f"{self.fault} of {self.host}: gap {self.gap:.1f} s, {self.failures.total()} of {self.requests} "
-            f"requests failed {dict(self.failures) or ''}, slowest {self.slowest:.1f} s, "
-            f"rejoined after {self.rejoin:.1f} s"
-        )
-        if self.refreshed_within is None:
-            return text
-        return f"{text}; all refreshed within {self.refreshed_within:.1f} s, longest pause {self.pause:.1f} s"
-
-    def as_json(self) -> dict[str, Any]:
-        return {**vars(self), "failures": dict(self.failures)}
-
-
-@dataclass
-class Result:
-    """The outcomes, and everything that must not happen. An empty list is good."""
-
-    outcomes: list[Outcome] = field(default_factory=list)
-    violations: list[str] = field(default_factory=list)
-    refreshes: int = 0
-    calls_per_generation: Counter[int] = field(default_factory=Counter)
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "outcomes": [outcome.as_json() for outcome in self.outcomes],
-            "violations": self.violations,
-            "refreshes": self.refreshes,
-        }
+# Refreshes are counted in each period of this length.
+RATE_SECONDS = 10
 
 
 class Cluster:
@@ -125,7 +57,7 @@ class Cluster:
         # If a response with a new refresh token is lost, the old one works for another while.
         self.sandbox.settings(rotate=True, rotation_grace_s=600)
         if not plan.grants:  # otherwise, these would soon be due again
-            self.sandbox.settings(expires_in=LIFETIME_SECONDS)
+            self.sandbox.settings(expires_in=plan.lifetime)
         self.balancer = Balancer()
         self._cipher = TokenCipher([bytes.fromhex(settings()["TOKEN_ENCRYPTION_KEYS"])])
         self.log = ChangeLog(self.hosts[0].engine, self._cipher)
@@ -159,7 +91,7 @@ class Cluster:
     def make_clients(self) -> Clients:
         """Connect people to Spotify, and return clients for some of them, who can use the player."""
         others = [person["id"] for person in self.sandbox.people()]
-        ids = [person["id"] for person in self.sandbox.seed(CONNECTIONS - len(others))] + others
+        ids = [person["id"] for person in self.sandbox.seed(self._plan.connections - len(others))] + others
         people = [Person(self.balancer.certificate, id_, f"person{n}") for n, id_ in enumerate(ids)]
         for person in people[:CLIENTS]:
             eventually(person.register)
@@ -199,8 +131,8 @@ class Cluster:
         eventually(lambda: all(host.is_redis_ready_for_failure() for host in self.hosts), START_SECONDS)
         wait_until_whole(self.hosts)
 
-    def logs(self) -> str:
-        return "\n".join(host.logs() for host in self.hosts)
+    def logs(self, lines: int = 60) -> str:
+        return "\n".join(host.logs(lines) for host in self.hosts)
 
 
 # More time before a server counts as gone, for a machine that is busy with other tests.
@@ -229,8 +161,10 @@ def run(plan: Plan, say: Callable[[str], None]) -> Result:
                 result.outcomes.append(outcome)
                 say(str(outcome))
                 if outcome.gap > GAP_SECONDS and not plan.patient:
-                    say(cluster.logs())
-            say(f"every grant was refreshed within {_wait_until_fresh(cluster, result):.0f} s")
+                    say(f"in the gap: {outcome.requests_in_gap}")
+                    say(cluster.logs(lines=400))
+            fresh = _wait_until_fresh(cluster, plan.lifetime, result)
+            say(f"every grant was refreshed within {fresh:.0f} s")
         result.violations += [
             f"{client.person.username}, {count} times: {violation}"
             for client in clients.clients
@@ -240,7 +174,7 @@ def run(plan: Plan, say: Callable[[str], None]) -> Result:
         _check_history(cluster, result)
         _check_nodes(cluster, result)
         result.violations += [leak for host in cluster.hosts for leak in host.scan_logs()]
-        result.violations += [f"sent twice: {write}" for write in sent_twice(cluster.sandbox.calls())]
+        _check_calls(cluster.sandbox.calls(), result)
     except BaseException:
         say(cluster.logs())
         raise
@@ -267,10 +201,12 @@ def _hit(cluster: Cluster, clients: Clients, name: str, seconds: float) -> Outco
     results = [
         result for client in clients.clients for result in client.results if began <= result.at <= ended
     ]
+    gap = max((client.gap(began, ended) for client in clients.clients), key=lambda gap: gap.seconds)
     return Outcome(
         name,
         "all" if name == "rollout" else host.name,
-        gap=max(client.gap(began, ended) for client in clients.clients),
+        gap=gap.seconds,
+        requests_in_gap=str(gap),
         slowest=max((result.seconds for result in results), default=0.0),
         requests=len(results),
         failures=Counter(result.failure for result in results if result.failure is not None),
@@ -281,13 +217,13 @@ def _hit(cluster: Cluster, clients: Clients, name: str, seconds: float) -> Outco
     )
 
 
-def _wait_until_fresh(cluster: Cluster, result: Result) -> float:
+def _wait_until_fresh(cluster: Cluster, lifetime: int, result: Result) -> float:
     """I7: wait until every valid grant was refreshed after the last fault. Returns how long that took."""
     healed = time.monotonic()
 
     def stale() -> list[tuple[str, float]]:
         passed = int(time.monotonic() - healed)
-        return cluster.log.stale_connections(cluster.sandbox, max(0, LIFETIME_SECONDS - passed))
+        return cluster.log.stale_connections(cluster.sandbox, max(0, lifetime - passed))
 
     try:
         eventually(lambda: not stale(), FRESH_SECONDS)
@@ -306,6 +242,17 @@ def _check_history(cluster: Cluster, result: Result) -> None:
     result.violations += [f"lost: {grant}" for grant in report.destroyed_by_provider]
     result.refreshes = report.refreshes
     result.calls_per_generation = report.calls_per_generation
+
+
+def _check_calls(journal: list[dict[str, Any]], result: Result) -> None:
+    """Check what Spotify has received: no write twice, and no more refreshes than the rate allows."""
+    result.violations += [f"sent twice: {write}" for write in sent_twice(journal)]
+    result.fastest = most_refreshes(journal, RATE_SECONDS)
+    allowed = REFRESH_RATE * (RATE_SECONDS + 1)  # a second of it may come at once
+    if result.fastest > allowed:
+        result.violations.append(
+            f"{result.fastest} refreshes in {RATE_SECONDS} s: only {allowed} are allowed"
+        )
 
 
 def _check_nodes(cluster: Cluster, result: Result) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from tests.cluster import namespaces
 from tests.cluster.clients import Client, Response, Result, sent_twice
+from tests.cluster.grants import most_refreshes
 from tests.conftest import cannot_run
 from tests.helpers.servers import ROOT, Unavailable, eventually, find_program
 
@@ -95,8 +96,9 @@ def _start_time(pid: int) -> str | None:
 def test_gap_is_the_longest_time_without_a_success() -> None:
     client = Client(None, None, [])  # type: ignore[arg-type]
     client.results = [Result(at, failure) for at, failure in ((1, None), (4, "503"), (6, None), (7, None))]
-    assert client.gap(2, 8) == 5
-    assert client.gap(6.5, 10) == 3
+    assert client.gap(2, 8).seconds == 5
+    assert [result.failure for result in client.gap(2, 8).results] == ["503", None]
+    assert client.gap(6.5, 10).seconds == 3
 
 
 class Person:
@@ -144,6 +146,17 @@ def test_lost_session_is_a_violation_and_no_success() -> None:
     assert set(client.violations) == {"GET /api/session: signed out"}
     failures = [result.failure for result in client.results if result.failure]
     assert len(failures) == client.violations.total() > 0
+
+
+def test_busiest_period_is_found() -> None:
+    moments = ("00.0", "09.9", "10.0", "19.8", "30.0")
+    journal = [
+        {"at": f"2026-11-27T00:00:{moment}00Z", "grant_type": "refresh_token", "path": "/api/token"}
+        for moment in moments
+    ]
+    other = {**journal[1], "grant_type": "authorization_code"}
+    assert most_refreshes([*journal, other], 10) == 3
+    assert most_refreshes([], 10) == 0
 
 
 def test_write_that_arrives_twice_is_found() -> None:
