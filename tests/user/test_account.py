@@ -678,8 +678,8 @@ def test_callback_of_an_ended_session_connects_nothing(
 @pytest.mark.requirement("G3")
 def test_grant_is_not_stored_for_a_deleted_account(app: Flask) -> None:
     profile = Profile("mira_t_42", None, None, None, None, None)
-    grant = TokenResponse("at", "rt", 3600, "streaming")
-    consent = Consent(profile, grant, time.monotonic(), Application("id", "secret"))
+    tokens = TokenResponse("at", "rt", 3600, "streaming")
+    consent = Consent(profile, tokens, time.monotonic(), Application("id", "secret"))
     user = cast("Any", User(id=1, session_epoch=1))
 
     with app.app_context(), pytest.raises(NotSignedIn):

@@ -9,12 +9,12 @@ from app.spotify.clients.token_response import TokenResponse
 
 @dataclass(frozen=True)
 class Consent:
-    """A new grant, the Spotify account it is for, and the application that it was issued to.
+    """The tokens of a new grant, the Spotify account it is for, and the application that it was issued to.
 
     `requested_at` is when the code was sent to Spotify (`time.monotonic`).
     """
 
     profile: Profile
-    grant: TokenResponse
+    tokens: TokenResponse
     requested_at: float
     application: Application

@@ -89,7 +89,7 @@ class CodeExchange:
             if consumed is None:
                 return None
             try:
-                grant = self._accounts.exchange(
+                tokens = self._accounts.exchange(
                     application,
                     code,
                     verifier=consumed.verifier,
@@ -106,10 +106,10 @@ class CodeExchange:
             breaker.client_accepted()
         else:
             self._pauses.client_accepted(application.id)
-        return consumed, grant
+        return consumed, tokens
 
-    def profile(self, grant: TokenResponse, application: Application) -> Profile:
-        """Fetch the profile of the person who gave the grant to an application.
+    def profile(self, tokens: TokenResponse, application: Application) -> Profile:
+        """Fetch the profile of the person who has authorized an application.
 
         Raises:
             SpotifyUserNotRegistered: The person is not on the allowlist of their own application.
@@ -117,7 +117,7 @@ class CodeExchange:
                 `exchange`.
         """
         try:
-            return self._web_api.get_profile(grant.access_token, application.own_client_id)
+            return self._web_api.get_profile(tokens.access_token, application.own_client_id)
         except SpotifyError as error:
             raise _domain_error(error, application) from None
 

@@ -229,10 +229,10 @@ class AuthorizationFlow:
         requested_at = time.monotonic()
         if (exchanged := self._exchange.exchange(code, authorization, application)) is None:
             return None
-        consumed, grant = exchanged
+        consumed, tokens = exchanged
         reference, owner = None, None
         try:
-            consent = Consent(self._exchange.profile(grant, application), grant, requested_at, application)
+            consent = Consent(self._exchange.profile(tokens, application), tokens, requested_at, application)
             if consumed.record.signs_in:
                 spotify_user, reference, owner = self._store_sign_in(consent)
             else:

@@ -154,8 +154,8 @@ class TokenService:
 
         The token's lifetime is counted from when the code was sent to Spotify.
         """
-        response = consent.grant
-        if response.refresh_token is None:
+        tokens = consent.tokens
+        if tokens.refresh_token is None:
             raise ValueError("A grant without a refresh token cannot be stored.")
         authorized_at = database.db_now(db) - timedelta(seconds=time.monotonic() - consent.requested_at)
         same_connection = AccessToken.spotify_user_id == spotify_user_id
@@ -163,19 +163,19 @@ class TokenService:
         if row is None:
             row = AccessToken(spotify_user_id=spotify_user_id)
             db.add(row)
-        lifetime = timedelta(seconds=response.expires_in)
+        lifetime = timedelta(seconds=tokens.expires_in)
         row.grant_id = uuid.uuid4().hex
         row.generation = 0
         row.client_id = consent.application.own_client_id
         row.state = GrantState.ACTIVE
-        row.scope = response.scope or ""
+        row.scope = tokens.scope or ""
         row.authorized_at = authorized_at
         row.expires_at = authorized_at + lifetime
         row.due_at = transitions.next_refresh_at(row.expires_at, lifetime, self._refresh_lead)
         row.attempt_id = row.lease_until = row.not_before = row.refreshed_at = None
         row.ended_at = row.reminded_days = row.spare_refresh_token = row.undated_grant_id = None
         row.failures = 0
-        columns = encrypt_tokens(self._cipher, row, response.access_token, response.refresh_token)
+        columns = encrypt_tokens(self._cipher, row, tokens.access_token, tokens.refresh_token)
         for column, value in columns.items():
             setattr(row, column, value)
         announce(db, connections=[spotify_user_id])
