@@ -13,6 +13,7 @@ from app.infra.database import reading, run_in_transaction
 from app.infra.hourly_counts import HourlyCounts
 from app.models import User, normalization
 from app.spotify import connections
+from app.spotify.session_connection import ConnectionRef, attach_to_session
 from app.web import identity, sessions
 from app.web.throttle import Throttle
 
@@ -129,7 +130,7 @@ def start_session(user: User, *, signed_in_at: float | None = None) -> None:
     sessions.record_client()
     identity.forget()
     if connection is not None:
-        connections.attach_to_session(connections.reference(connection))
+        attach_to_session(ConnectionRef.of(connection))
 
 
 def _require_match(user: User | None, match: Match) -> User:

@@ -35,6 +35,7 @@ from app.services import services
 from app.settings.urls import origin_of
 from app.spotify import connections
 from app.spotify.schemas import describe
+from app.spotify.session_connection import current_connection
 from app.web import identity, sessions
 from app.web.access import (
     accepts_bearer,
@@ -75,7 +76,7 @@ def register(new: dict[str, str]) -> tuple[User, int, dict[str, str]]:
     """
     # First, because it fails without Redis. Otherwise, a 503 response could have created an account.
     services().throttle.hit("registrations", client_network(), limit=REGISTRATIONS_PER_HOUR)
-    connection = None if current_user() else connections.current_connection()
+    connection = None if current_user() else current_connection()
     user = registration.create_account(
         services().passwords,
         **new,
@@ -123,7 +124,7 @@ def get_session() -> Response:
     Apps call this first. A visitor who is not signed in gets a 200 response too. For a bearer token, `user`
     is null without the right `account:read`, and `spotify` without `spotify:read`.
     """
-    user, connection = current_user(), connections.current_connection()
+    user, connection = current_user(), current_connection()
     if user is None and connection is None:
         return json_response(_describe_session(None, None))
     return json_response(identity.remembered_body("session", lambda: _describe_session(user, connection)))

@@ -1,12 +1,10 @@
-"""Connections between people and Spotify accounts: which one a session uses, and how they are stored."""
+"""Connections between people and Spotify accounts: how they are stored, replaced, and deleted."""
 
 import logging
 from collections.abc import Callable
 from datetime import timedelta
 
-import msgspec
 import sqlalchemy as sa
-from flask import session
 from sqlalchemy.orm import Session
 
 from app.infra.clock import utc_now
@@ -17,10 +15,14 @@ from app.models.snapshots import ConnectionSnapshot, UserSnapshot
 from app.spotify import ownership
 from app.spotify.applications.lookup import Applications
 from app.spotify.clients.consent import Consent
+from app.spotify.session_connection import (
+    ConnectionRef,
+    current_connection,
+    detach_from_session,
+)
 from app.spotify.tokens import refresh_queue
 from app.spotify.tokens.service import TokenService
 from app.spotify.ways_in import SpotifyWayIn, require_another_way_in
-from app.web import identity, sessions
 from app.web.access import current_user
 
 log = logging.getLogger(__name__)
@@ -29,62 +31,6 @@ log = logging.getLogger(__name__)
 _TOUCH_INTERVAL = timedelta(hours=1)
 # For a new consent, whose code cannot be used again. On Galera, simultaneous ones conflict at COMMIT.
 _RETRIES = 10
-
-
-class ConnectionRef(msgspec.Struct, frozen=True):
-    """The part of a connection that a session stores. `owner_epoch` is for visitors only."""
-
-    spotify_user_id: int
-    grant_id: str
-    owner_epoch: int | None
-
-
-# --- the current session's connection --------------------------------------------------------------
-
-
-def current_connection() -> ConnectionSnapshot | None:
-    """Return the connection that this request may use: the signed-in user's, or the visitor's.
-
-    A visitor's session ends with the grant that they consented to. If the connection has an owner, it also
-    ends with the owner's sessions.
-    """
-    snapshot = identity.current_snapshot()
-    if snapshot is None or snapshot.connection is None:
-        return None
-    connection, current = snapshot.connection, identity.current_session()
-    if current_user() is not None:
-        return connection
-    if current.get("user_id") is not None:  # one that has ended is not a visitor's
-        return None
-    owner_epoch = snapshot.user.session_epoch if snapshot.user is not None else None
-    if connection.token.grant_id != current.get("grant_id") or owner_epoch != current.get("owner_epoch"):
-        return None
-    return connection
-
-
-def required_grant() -> str | None:
-    """Return the only grant that a visitor's request may use. None for an owner, who may use any."""
-    grant_id: str | None = None if current_user() is not None else session.get("grant_id")
-    return grant_id
-
-
-def attach_to_session(connection: ConnectionRef) -> None:
-    """Let this session use the connection."""
-    session["spotify_user_id"] = connection.spotify_user_id
-    session["grant_id"], session["owner_epoch"] = connection.grant_id, connection.owner_epoch
-    if session.get("user_id") is None:
-        sessions.record_client()  # the connection's owner sees the session
-    identity.forget()
-
-
-def detach_from_session() -> None:
-    """Remove the connection from this session."""
-    if session.get("spotify_user_id") is not None:
-        session["spotify_user_id"] = session["grant_id"] = session["owner_epoch"] = None
-    identity.forget()
-
-
-# --- stored connections ----------------------------------------------------------------------------
 
 
 def owned_by(user_id: int) -> SpotifyUser | None:
@@ -99,11 +45,13 @@ def grant_of(user_id: int) -> str | None:
     return None if spotify_user is None else spotify_user.token.grant_id
 
 
-def reference(
-    spotify_user: SpotifyUser | ConnectionSnapshot, owner_epoch: int | None = None
-) -> ConnectionRef:
-    """Describe a connection with its current grant, as a session stores it."""
-    return ConnectionRef(spotify_user.id, spotify_user.token.grant_id, owner_epoch)
+def owner_of(connection: ConnectionRef) -> User | None:
+    """Return the owner of a connection that still has this grant, and signs them in."""
+    with reading() as db:
+        found = sa.select(User).join(SpotifyUser, SpotifyUser.user_id == User.id).join(AccessToken)
+        is_same = SpotifyUser.id == connection.spotify_user_id, AccessToken.grant_id == connection.grant_id
+        signs_in = SpotifyUser.sign_in_since.is_not(None), User.disabled_at.is_(None)
+        return db.scalar(found.where(*is_same, *signs_in))
 
 
 def touch(spotify_user: ConnectionSnapshot) -> None:
@@ -185,7 +133,7 @@ class Connections:
             if user is not None and signs_in:
                 self._way_in.add(db, spotify_user, user.id)
             owner_epoch = _owner_epoch(db, spotify_user) if user is None else None
-            return spotify_user, reference(spotify_user, owner_epoch)
+            return spotify_user, ConnectionRef.of(spotify_user, owner_epoch)
 
         spotify_user, stored = run_in_transaction(work, retries=_RETRIES, is_idempotent=True)
         self._drop_cached(spotify_user.id)  # some may be errors about a permission that was missing
@@ -213,7 +161,7 @@ class Connections:
             assert spotify_user is not None
             if spotify_user.spotify_app_id is None:
                 self._store(db, spotify_user, owner.id, consent)
-            return spotify_user, reference(spotify_user), owner
+            return spotify_user, ConnectionRef.of(spotify_user), owner
 
         spotify_user, stored, owner = run_in_transaction(work, retries=_RETRIES, is_idempotent=True)
         self._drop_cached(spotify_user.id)
@@ -278,15 +226,6 @@ class Connections:
         for spotify_user_id in spotify_user_ids:
             self._drop_cached(spotify_user_id)
             log.info("spotify_disconnected", extra={"spotify_user_id": spotify_user_id})
-
-
-def owner_of(connection: ConnectionRef) -> User | None:
-    """Return the owner of a connection that still has this grant, and signs them in."""
-    with reading() as db:
-        found = sa.select(User).join(SpotifyUser, SpotifyUser.user_id == User.id).join(AccessToken)
-        is_same = SpotifyUser.id == connection.spotify_user_id, AccessToken.grant_id == connection.grant_id
-        signs_in = SpotifyUser.sign_in_since.is_not(None), User.disabled_at.is_(None)
-        return db.scalar(found.where(*is_same, *signs_in))
 
 
 def _owner_epoch(db: Session, spotify_user: SpotifyUser) -> int | None:

@@ -37,6 +37,7 @@ from app.services import services
 from app.spotify import connections, gateway_http, oauth_http
 from app.spotify.oauth.request import AuthorizeRequest
 from app.spotify.schemas import WEB_API_PATH, AuthorizeOut, AuthorizeQuery, SpotifyOut, TokenOut, describe
+from app.spotify.session_connection import current_connection, required_grant
 from app.spotify.tokens.refresh import GrantEnded
 from app.spotify.tokens.service import PLAYBACK_LEAD
 from app.web import identity
@@ -102,7 +103,7 @@ def authorize(query: AuthorizeRequest) -> dict[str, Any] | Response:
 @blueprint.response(200, SpotifyOut)
 def get() -> Response:
     """Return whether Spotify is connected, as whom, and until when."""
-    connection = connections.current_connection()
+    connection = current_connection()
     if connection is None:
         return json_response(encode_json(_SPOTIFY, describe(None)))
     is_usable = services().applications.can_use(connection.token)
@@ -149,19 +150,19 @@ def playback_token() -> Response:
     """
     if not services().config.playback_token_enabled:
         raise NotFound("PLAYBACK_TOKEN_ENABLED is off on this server.")
-    spotify_user = _require_connection()
+    connection = _require_connection()
     with _offering_consent():
-        if "streaming" not in spotify_user.token.scopes:
+        if "streaming" not in connection.token.scopes:
             detail = "The Web Playback SDK needs the scope 'streaming'."
             raise InsufficientScope(detail, missing_scopes=["streaming"])
         token = services().tokens.access_token_for(
-            spotify_user.id,
+            connection.id,
             PLAYBACK_LEAD,
             wait_if_valid=1,
-            grant_id=connections.required_grant(),
-            known=spotify_user.token,
+            grant_id=required_grant(),
+            known=connection.token,
         )
-    log.info("playback_token_issued", extra={"spotify_user_id": spotify_user.id})
+    log.info("playback_token_issued", extra={"spotify_user_id": connection.id})
     issued = {
         "access_token": token.access_token,
         "token_type": "Bearer",
@@ -215,7 +216,7 @@ def web_api(path: str) -> Response:
         require_right()
         connection = _require_connection()
         with _offering_consent():
-            return gateway_http.forward(gateway, prepared, connection, connections.required_grant(), links)
+            return gateway_http.forward(gateway, prepared, connection, required_grant(), links)
 
 
 def _usable(snapshot: Snapshot) -> ConnectionSnapshot | None:
@@ -229,11 +230,11 @@ def _require_connection() -> ConnectionSnapshot:
     Raises:
         SpotifyNotConnected: There is none.
     """
-    spotify_user = connections.current_connection()
-    if spotify_user is None:
+    connection = current_connection()
+    if connection is None:
         raise SpotifyNotConnected
-    connections.touch(spotify_user)
-    return spotify_user
+    connections.touch(connection)
+    return connection
 
 
 @contextmanager

@@ -475,7 +475,7 @@ def test_session_fields_are_written_in_known_places_only() -> None:
         "auth/login.py": {"user_id", "epoch", "signed_in_at"},
         "web/sessions/__init__.py": {"address", "user_agent"},
         "web/sessions/interface.py": {"cookie_set_at"},
-        "spotify/connections.py": {"spotify_user_id", "grant_id", "owner_epoch"},
+        "spotify/session_connection.py": {"spotify_user_id", "grant_id", "owner_epoch"},
     }
 
 

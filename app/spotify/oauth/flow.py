@@ -16,11 +16,17 @@ from app.spotify.clients.accounts import SpotifyAccounts
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
 from app.spotify.clients.application import Application
 from app.spotify.clients.consent import Consent
-from app.spotify.connections import ConnectionRef, Connections
+from app.spotify.connections import Connections
 from app.spotify.oauth.exchange import CodeExchange, authorization_error
 from app.spotify.oauth.request import AuthorizationRequired, AuthorizeRequest, Connected, Connection, SignIn
 from app.spotify.oauth.scopes import are_granted, optional_scopes
 from app.spotify.oauth.state import Authorization, AuthorizationStore
+from app.spotify.session_connection import (
+    ConnectionRef,
+    attach_to_session,
+    current_connection,
+    required_grant,
+)
 from app.spotify.tokens.refresh import GrantEnded, version_of
 from app.spotify.tokens.service import TokenService
 from app.web import identity, sessions
@@ -190,7 +196,7 @@ class AuthorizationFlow:
                 application of this server, which has none anymore.
             SpotifyUnavailable, SpotifyMisconfigured: The token cannot be refreshed now.
         """
-        spotify_user = connections.current_connection()
+        spotify_user = current_connection()
         if spotify_user is None:
             return None
         can_use = self._applications.can_use(spotify_user.token)
@@ -198,16 +204,16 @@ class AuthorizationFlow:
             raise GrantEnded
         try:
             token = self._tokens.access_token_for(
-                spotify_user.id, grant_id=connections.required_grant(), known=spotify_user.token
+                spotify_user.id, grant_id=required_grant(), known=spotify_user.token
             )
         except SpotifyNotConnected:
             return None  # it has just been disconnected elsewhere
         if session.get("spotify_user_id") != spotify_user.id:
-            connections.attach_to_session(connections.reference(spotify_user))
+            attach_to_session(ConnectionRef.of(spotify_user))
         connections.touch(spotify_user)
         if token.version != version_of(spotify_user.token):
             identity.forget()  # it has been refreshed
-        return connections.current_connection()
+        return current_connection()
 
     def _reject(self, error: str, authorization: Authorization) -> None:
         """Consume the authorization of a callback with an error. Returns only if a duplicate was first.
@@ -266,7 +272,7 @@ class AuthorizationFlow:
     def _attach(self, reference: ConnectionRef, owner: User | None) -> None:
         """Let this session use a connection, or sign its owner in, whose session then uses it."""
         if owner is None:
-            connections.attach_to_session(reference)
+            attach_to_session(reference)
         else:
             self._sign_in.start_session(owner)
             log.info("signed_in")

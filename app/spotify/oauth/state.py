@@ -18,7 +18,7 @@ from app.infra.clock import utc_now
 from app.infra.encryption import DecryptionError, TokenCipher
 from app.infra.redis_cipher import RedisCipher, compare_and_set
 from app.spotify.clients.accounts_bulkhead import Waiter
-from app.spotify.connections import ConnectionRef
+from app.spotify.session_connection import ConnectionRef
 from app.web import sessions
 from app.web.sessions.data import EMPTY_SESSION_SECONDS
 from app.web.throttle import Throttle

@@ -1,7 +1,7 @@
 """The indexes by which people list and end their sessions.
 
 An index grants nothing. The permissions of a session depend on its own `epoch` and `grant_id`
-(`app.web.access`, `app.spotify.connections`).
+(`app.web.access`, `app.spotify.session_connection`).
 """
 
 import re

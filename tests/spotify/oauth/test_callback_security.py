@@ -32,8 +32,8 @@ from app.infra.row_versions import announce
 from app.models import AccessToken, SpotifyUser, User
 from app.services import services
 from app.spotify.clients.accounts_bulkhead import Waiter
-from app.spotify.connections import ConnectionRef
 from app.spotify.oauth.state import AuthorizationRecord, AuthorizationStore
+from app.spotify.session_connection import ConnectionRef
 from tests.helpers.flows import (
     another_tab,
     connect,
