@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from app.spotify.app_registration.registration import AppRegistration
     from app.spotify.applications.lookup import Applications
     from app.spotify.clients.accounts import SpotifyAccounts
-    from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
     from app.spotify.clients.rate_limit import SpotifyRateLimiter
     from app.spotify.clients.web_api import SpotifyWebApi
     from app.spotify.connections import Connections
@@ -55,7 +54,6 @@ class Services:
     row_versions: RowVersions
     token_cipher: TokenCipher
     accounts: SpotifyAccounts
-    accounts_bulkhead: AccountsBulkhead
     applications: Applications
     web_api: SpotifyWebApi
     rate_limiter: SpotifyRateLimiter  # of the deployment's application

@@ -28,7 +28,6 @@ NOT_LOADED = {
 # Every import inside a function, and why it is there.
 INSIDE_FUNCTIONS = {
     "app/__init__.py: app.factory": "`config` imports `app.settings`, and so this package",
-    "app/factory.py: app.auth.jwt_issuer": "PyJWT is needed only with JWT_SIGNING_KEYS",
     "app/factory.py: app.cli": "commands",
     "app/infra/database.py: flask_migrate": "only `flask db` needs it",
     "app/imports/your_spotify.py: bson": "only `flask import your-spotify` needs it",
@@ -37,6 +36,7 @@ INSIDE_FUNCTIONS = {
     "app/settings/rules.py: MySQLdb": "only MySQL needs it",
     "app/settings/start.py: werkzeug": "the arbiter does not need it, unless it cannot start",
     "app/spotify/tokens/scheduler.py: apscheduler": "only `flask scheduler` needs it",
+    "app/wiring.py: app.auth.jwt_issuer": "PyJWT is needed only with JWT_SIGNING_KEYS",
     "deploy/gunicorn.conf.py: app.doctor.startup": "the arbiter must not import the app",
     "deploy/gunicorn.conf.py: prometheus_client": "imported after its directory was set",
     "deploy/metrics.py: deploy": "imports prometheus_client, after its directory was set",

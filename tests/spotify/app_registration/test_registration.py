@@ -342,7 +342,7 @@ def test_hanging_check_takes_no_slot_of_the_deployment(
 ) -> None:
     register(client)
     sandbox.fault(on="token", kind="park", client_id=created["client_id"])
-    bulkhead = client.application.extensions["backline"].accounts_bulkhead
+    bulkhead = client.application.extensions["backline"].tokens._bulkhead
 
     with ThreadPoolExecutor(1) as pool:
         check = pool.submit(put, another_tab(client), created)

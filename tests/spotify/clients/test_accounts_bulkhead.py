@@ -121,7 +121,7 @@ def test_refreshes_and_exchanges_are_timed(
     client: FlaskClient, app: Flask, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(accounts_bulkhead, "SLOW_SECONDS", -1.0)  # any call takes longer
-    bulkhead = app.extensions["backline"].accounts_bulkhead
+    bulkhead = app.extensions["backline"].tokens._bulkhead
 
     connect(client, sandbox)
     assert bulkhead._deployment.slow_until > 0
@@ -235,7 +235,7 @@ def test_refresh_pool_has_a_thread_for_each_waiter(app: Flask) -> None:
     built = app.extensions["backline"]
 
     for refreshes in built.tokens._refreshes.values():
-        assert refreshes._pool._max_workers >= built.accounts_bulkhead._max_waiters
+        assert refreshes._pool._max_workers >= built.tokens._bulkhead._max_waiters
 
 
 @ONE_DATABASE
@@ -245,7 +245,7 @@ def test_hanging_refreshes_of_own_applications_delay_none_of_the_deployment(
 ) -> None:
     monkeypatch.setattr(capacity, "_MIN_ACCOUNTS_WAITERS", 2)
     app = make_app(THREADS="2")
-    bulkhead, tokens = app.extensions["backline"].accounts_bulkhead, app.extensions["backline"].tokens
+    bulkhead, tokens = app.extensions["backline"].tokens._bulkhead, app.extensions["backline"].tokens
     own = create_own_applications(app, sandbox, 2)
     with app.app_context(), writing() as db:
         db.execute(sa.update(AccessToken).values(expires_at=datetime.now(UTC) + timedelta(hours=1)))
@@ -297,7 +297,7 @@ def test_refreshes_of_a_slow_application_reject_only_its_own_callers(
     [own] = create_own_applications(app, sandbox, 1)
     [connection] = create_connections(app, sandbox, 1)
     built = app.extensions["backline"]
-    bulkhead, tokens = built.accounts_bulkhead, built.tokens
+    bulkhead, tokens = built.tokens._bulkhead, built.tokens
     for slow, rejected, served in (
         (own["client_id"], own["connections"][0], connection),
         (None, connection, own["connections"][0]),
@@ -321,7 +321,7 @@ def test_fast_service_gives_every_caller_a_token(
     sandbox.fault(on="refresh", kind="park")
     calls = [pool.submit(get_token, client) for _ in range(20)]
     sandbox.wait_for_held(1)
-    eventually(lambda: len(app.extensions["backline"].accounts_bulkhead._deployment.waiters) == 20)
+    eventually(lambda: len(app.extensions["backline"].tokens._bulkhead._deployment.waiters) == 20)
     sandbox.release()
 
     assert [one.result(LONG).status_code for one in calls] == [200] * 20
@@ -362,7 +362,7 @@ def test_hanging_service_blocks_half_of_the_threads_with_exchanges(
 
     assert sorted(one.result(LONG).status_code for one in calls) == [200] * 4 + [503] * 8
     # Neither its state nor its code was used.
-    client.application.extensions["backline"].accounts_bulkhead._deployment.slow_until = 0.0
+    client.application.extensions["backline"].tokens._bulkhead._deployment.slow_until = 0.0
     assert send_callback(client, again).json["status"] == "connected"
 
 

@@ -175,7 +175,7 @@ def test_twenty_callers_make_one_call_to_spotify(
         tabs = [another_tab(connected, worker) for worker in workers for _ in range(10)]
         calls = [pool.submit(tab.get, "/api/spotify/token") for tab in tabs]
         sandbox.wait_for_held(1)
-        waiting = [worker.extensions["backline"].accounts_bulkhead._deployment.waiters for worker in workers]
+        waiting = [worker.extensions["backline"].tokens._bulkhead._deployment.waiters for worker in workers]
         eventually(lambda: [len(waiters) for waiters in waiting] == [10, 10])
         sandbox.release()
         responses = [call.result() for call in calls]
