@@ -41,9 +41,11 @@ from app.spotify.clients.web_api import SpotifyWebApi
 from app.spotify.connections import Connections
 from app.spotify.gateway.cache import ResponseCache
 from app.spotify.gateway.proxy import Gateway
+from app.spotify.oauth.callback import CallbackHandler
 from app.spotify.oauth.exchange import CodeExchange
 from app.spotify.oauth.flow import AuthorizationFlow
 from app.spotify.oauth.state import AuthorizationStore
+from app.spotify.oauth.usable_connection import UsableConnection
 from app.spotify.tokens.batch_claims import BatchClaims
 from app.spotify.tokens.maintenance import Maintenance
 from app.spotify.tokens.refresh import GrantSnapshot, Refresher
@@ -173,6 +175,17 @@ def _build_spotify(
         throttle,
         pauses,
     )
+    usable_connection = UsableConnection(tokens, applications)
+    callbacks = CallbackHandler(
+        authorizations,
+        exchange,
+        clients.accounts_bulkhead,
+        connections,
+        applications,
+        usable_connection,
+        SpotifySignIn(),
+        config,
+    )
     return _Spotify(
         applications=applications,
         tokens=tokens,
@@ -181,15 +194,7 @@ def _build_spotify(
         connections=connections,
         way_in=way_in,
         authorization_flow=AuthorizationFlow(
-            authorizations,
-            exchange,
-            clients.accounts,
-            clients.accounts_bulkhead,
-            tokens,
-            connections,
-            applications,
-            config,
-            SpotifySignIn(),
+            authorizations, callbacks, clients.accounts, applications, usable_connection, config
         ),
         imported_profiles=ImportedProfiles(tokens, clients.web_api, response_cache),
     )
