@@ -91,6 +91,10 @@ class TokenSnapshot:
         return is_valid_for(self, lead, now=now)
 
 
+# A grant: its row, or what most requests need of it.
+Grant = AccessToken | TokenSnapshot
+
+
 @dataclass(frozen=True, slots=True)
 class ConnectionSnapshot:
     """A connection. `user_id` is None if a visitor made it."""

@@ -9,13 +9,10 @@ from app.errors import SpotifyAppRequired, SpotifyNotConnected, SpotifyStateMism
 from app.infra.database import reading
 from app.infra.encryption import TokenCipher
 from app.models import AccessToken, GrantState, SpotifyApp, SpotifyUser
-from app.models.snapshots import TokenSnapshot
+from app.models.snapshots import Grant
 from app.spotify.applications.encryption import decrypt_secret
 from app.spotify.clients.application import Application, deployment_application
 from config import Config
-
-Grant = AccessToken | TokenSnapshot
-
 
 _CHANGED = "Your Spotify application was changed in the meantime. Start again at GET /api/spotify/authorize."
 

@@ -6,7 +6,7 @@ from datetime import timedelta
 from app.errors import SpotifyUnavailable
 from app.infra.encryption import DecryptionError, TokenCipher
 from app.models import AccessToken
-from app.spotify.applications.lookup import Grant
+from app.models.snapshots import Grant
 
 log = logging.getLogger(__name__)
 

@@ -27,10 +27,11 @@ from app.infra import database
 from app.infra.database import database_now, reading
 from app.infra.encryption import TokenCipher
 from app.models import AccessToken, GrantState
+from app.models.snapshots import Grant
 from app.models.token_refresh import Outcome
 from app.resilience.redis_lock import RedisLocks
 from app.spotify.applications import pauses
-from app.spotify.applications.lookup import Applications, Grant
+from app.spotify.applications.lookup import Applications
 from app.spotify.applications.pauses import ApplicationPauses
 from app.spotify.clients.accounts import SpotifyAccounts
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead

@@ -28,9 +28,9 @@ from app.infra import database
 from app.infra.encryption import TokenCipher
 from app.infra.row_versions import announce
 from app.models import AccessToken, GrantState
-from app.models.snapshots import TokenSnapshot
+from app.models.snapshots import Grant, TokenSnapshot
 from app.resilience.single_flight import SingleFlight
-from app.spotify.applications.lookup import Applications, Grant
+from app.spotify.applications.lookup import Applications
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
 from app.spotify.clients.application import ApplicationKind
 from app.spotify.clients.consent import Consent
