@@ -1,4 +1,4 @@
-"""Encryption of secrets in the database: AES-256-GCM, bound to the place where a value is stored."""
+"""Encryption of secrets in the database: AES-256-GCM, bound to the row and column of each value."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ _HEADER_BYTES = _PREFIX_BYTES + _NONCE_BYTES
 
 
 class DecryptionError(Exception):
-    """The value is damaged, was encrypted for another place, or with an unknown key."""
+    """The value is damaged, was encrypted with another context, or with an unknown key."""
 
 
 class TokenCipher:
@@ -34,7 +34,7 @@ class TokenCipher:
         self._newest = _key_id(keys[0])
 
     def encrypt(self, plaintext: str, *context: object) -> bytes:
-        """Encrypt text for the place that `context` names, such as a column, a row, and a grant."""
+        """Encrypt text. `context` says what it is bound to, such as a column, a row, and a grant."""
         prefix = _VERSION + self._newest
         nonce = os.urandom(_NONCE_BYTES)
         ciphertext = self._ciphers[self._newest].encrypt(
@@ -53,7 +53,7 @@ class TokenCipher:
         return self._newest.hex()
 
     def decrypt(self, encrypted: bytes, *context: object) -> str:
-        """Decrypt a value that was encrypted for the same place.
+        """Decrypt a value that was encrypted with the same context.
 
         Raises:
             DecryptionError: It was not encrypted with one of the keys for this context.
@@ -65,7 +65,7 @@ class TokenCipher:
         try:
             plaintext = cipher.decrypt(nonce, encrypted[_HEADER_BYTES:], _associated_data(prefix, context))
         except InvalidTag:
-            raise DecryptionError("The value is damaged, or was encrypted for another place.") from None
+            raise DecryptionError("The value is damaged, or was encrypted with another context.") from None
         return plaintext.decode()
 
 

@@ -145,7 +145,7 @@ class AccessToken(Base):
 
     @classmethod
     def is_due(cls, by: datetime, now: datetime) -> sa.ColumnElement[bool]:
-        """In SQL: the scheduler has to refresh it by then."""
+        """In SQL: the scheduler has to refresh it by this time."""
         return sa.or_(cls.due_at <= by, is_over(cls.due_at, now))
 
     def is_leased(self, now: datetime) -> bool:

@@ -34,5 +34,5 @@ def decrypt_secret(cipher: TokenCipher, row: SpotifyApp) -> str | None:
 
 
 def secret_context(app_id: int) -> tuple[object, ...]:
-    """Return the place that an application's secret is encrypted for."""
+    """Return what an application's secret is bound to: it can be decrypted only with the same context."""
     return "spotify_app", app_id, "client_secret"

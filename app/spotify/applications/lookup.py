@@ -18,7 +18,7 @@ _CHANGED = "Your Spotify application was changed in the meantime. Start again at
 
 
 class Applications:
-    """Returns applications with their secrets in the clear."""
+    """Returns applications with their secrets, decrypted."""
 
     def __init__(self, config: Config, cipher: TokenCipher) -> None:
         self.deployment = deployment_application(config)

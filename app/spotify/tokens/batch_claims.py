@@ -76,11 +76,10 @@ class BatchClaims:
         self._active_for = timedelta(days=config.refresh_active_days)
 
     def claim(self, limit: int, due_by: datetime, kinds: frozenset[ApplicationKind] = ALL_KINDS) -> Batch:
-        """Claim up to `limit` grants that were due by then, next to expire first.
+        """Claim up to `limit` grants that were due by `due_by`, next to expire first.
 
-        Only those of these kinds of applications.
-
-        Any number of schedulers can do this at the same time.
+        `kinds` restricts them to grants of these kinds of applications. Any number of schedulers can do this
+        at the same time.
         """
         for _ in range(_TRIES):
             send_until = attempts.send_deadline()
@@ -171,7 +170,7 @@ class _Refreshable:
 def _admitted(
     db: Session, found: Sequence[_Refreshable], now: datetime, batch: Batch
 ) -> Iterator[_Refreshable]:
-    """Yield those that the breaker and the pauses of their applications let through.
+    """Yield the grants that the breaker and the pauses of their applications let through.
 
     Of each kind of application, the breaker admits all, a probe, or none. It is asked first, because an
     application whose probe is taken waits for its outcome.

@@ -59,7 +59,7 @@ def take_probe(db: Session, reason: Reason, now: datetime) -> bool:
 
 
 def is_met(db: Session, rule: Rule, since: datetime, now: datetime) -> bool:
-    """Return whether the attempts since then are enough reason to open the breaker."""
+    """Return whether the attempts after `since` are enough reason to open the breaker."""
     if rule.opens_at_first_failure:
         return True
     connections = sa.select(sa.func.count(TokenRefresh.spotify_user_id.distinct()))
@@ -72,7 +72,7 @@ def is_met(db: Session, rule: Rule, since: datetime, now: datetime) -> bool:
 
 
 def affected_grants(db: Session, rule: Rule, since: datetime, now: datetime) -> sa.ColumnElement[bool]:
-    """Return the condition for grants with an attempt that has ended with the rule's outcome since then.
+    """Return the condition for grants with an attempt after `since` that ended with the rule's outcome.
 
     The caller is about to change them.
     """
@@ -89,7 +89,7 @@ def affected_grants(db: Session, rule: Rule, since: datetime, now: datetime) -> 
 
 
 def undo_rejections(db: Session, affected: sa.ColumnElement[bool], since: datetime) -> None:
-    """Undo one rejection of each affected grant that is suspect, or has ended since then.
+    """Undo one rejection of each affected grant that is suspect, or has ended after `since`.
 
     A grant goes through these states: active, suspect with 1 failure, suspect with 2, …, ended. Each must go
     back by one. The updates start with the earliest state, because each one moves grants to a state that

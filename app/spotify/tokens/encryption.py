@@ -15,7 +15,7 @@ UNDECRYPTABLE_WAIT = timedelta(hours=1)
 
 
 def token_context(grant: Grant, column: str) -> tuple[object, ...]:
-    """Return the place that a token is encrypted for.
+    """Return what a token is bound to: it can be decrypted only with the same context.
 
     The client id of a user's own application is part of it, so that the token is never sent with another one.
     """

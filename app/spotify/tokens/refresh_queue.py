@@ -36,11 +36,11 @@ class DueGrant:
 def earliest(
     db: Session, limit: int, due_by: datetime, kinds: frozenset[ApplicationKind] = ALL_KINDS
 ) -> list[int]:
-    """Return up to `limit` ids of grants that were due by then, next to expire first. Locks none.
+    """Return up to `limit` ids of grants that were due by `due_by`, next to expire first. Locks none.
 
-    Only those of these kinds of applications.
+    `kinds` restricts them to grants of these kinds of applications.
 
-    Those that failed come last: when many are rejected, the breaker's next probe must be another grant.
+    Grants that failed come last: when many are rejected, the breaker's next probe must be another grant.
     """
     ids: list[int] = []
     for has_failed in (False, True):
@@ -52,7 +52,7 @@ def earliest(
 def _earliest(
     has_failed: bool, due_by: datetime, kinds: frozenset[ApplicationKind], limit: int
 ) -> sa.Select[int]:
-    """Return the query for those that have failed, or have not. Each reads one index in its order."""
+    """Return the query for grants that have failed, or have not. Each reads one index in its order."""
     failures = AccessToken.failures > 0 if has_failed else AccessToken.failures == 0
     first = (
         sa.select(AccessToken.id, AccessToken.failures, AccessToken.expires_at)
@@ -73,7 +73,7 @@ def _earliest(
 
 
 def lock(db: Session, ids: Sequence[int], due_by: datetime, now: datetime) -> list[DueGrant]:
-    """Lock those that are still due and that no other transaction has locked, next to expire first."""
+    """Lock the grants that are still due and not locked by another transaction, next to expire first."""
     last_used_at = (
         sa.select(SpotifyUser.last_used_at)
         .where(SpotifyUser.id == AccessToken.spotify_user_id)

@@ -54,7 +54,7 @@ _JUST_REFRESHED = timedelta(minutes=1)
 
 @dataclass(frozen=True)
 class DecryptedToken:
-    """An access token in the clear. Use it immediately and do not store it."""
+    """A decrypted access token. Use it immediately and do not store it."""
 
     access_token: str = field(repr=False)
     scope: str
@@ -245,13 +245,13 @@ class TokenService:
         decrypted: str | None = known.derived.get("access_token")
         if decrypted is None:
             decrypted = known.derived["access_token"] = decrypt_token(self._cipher, known, "access_token")
-        return _in_the_clear(decrypted, known, known.read_time.now())
+        return _decrypted_token(decrypted, known, known.read_time.now())
 
     def _decrypt(self, row: AccessToken, now: datetime) -> DecryptedToken:
-        return _in_the_clear(decrypt_token(self._cipher, row, "access_token"), row, now)
+        return _decrypted_token(decrypt_token(self._cipher, row, "access_token"), row, now)
 
 
-def _in_the_clear(access_token: str, row: Grant, now: datetime) -> DecryptedToken:
+def _decrypted_token(access_token: str, row: Grant, now: datetime) -> DecryptedToken:
     return DecryptedToken(
         access_token,
         row.scope,
