@@ -13,7 +13,7 @@ import click
 
 from app import create_app
 from app.infra import database, log_setup
-from app.settings.kept import kept
+from app.settings.inherited import inherited_config
 from app.settings.start import refuse_to_start
 from app.web.request_log import RequestFields
 from config import ConfigError, load
@@ -22,7 +22,7 @@ from config import ConfigError, load
 command = click.get_current_context(silent=True)
 
 try:
-    config = kept() or load()
+    config = inherited_config() or load()
 except ConfigError as error:
     if command is not None and "doctor" in sys.argv:
         from app.doctor.report import print_settings

@@ -13,7 +13,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # gunicorn does so only after it has read this file
 
-from app.settings.kept import keep  # noqa: E402
+from app.settings.inherited import pass_to_workers  # noqa: E402
 from app.settings.start import refuse_to_start  # noqa: E402
 from config import ConfigError, load  # noqa: E402
 from deploy import listener, metrics, preload  # noqa: E402
@@ -22,7 +22,7 @@ from deploy.worker import Logger, Worker, hold_stop_signals  # noqa: E402
 problems: list[str] = []
 try:
     settings = load()
-    keep(settings)  # for all workers until the next HUP
+    pass_to_workers(settings)  # until the next HUP
 except ConfigError as error:
     problems.append(str(error))
 
