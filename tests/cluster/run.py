@@ -77,8 +77,9 @@ class Cluster:
         create_database(first)
         self._say("the first database runs")
         migrate(first.environment(for_migrations=True))
-        for host in self.hosts[1:]:
+        for host in self.hosts[1:]:  # one after the other, as docs/cluster.md says
             host.boot()
+            eventually(partial(states.is_synced, host.engine), START_SECONDS)
         if self.setup.redis == "cluster":
             create_redis_cluster(self.hosts, self.setup.passwords["SERVERS_PASSWORD"])
         try:

@@ -38,6 +38,13 @@ def _database_problem(engine: sa.Engine) -> str | None:
     return None
 
 
+def is_synced(engine: sa.Engine) -> bool:
+    """Return whether a node has caught up with the others."""
+    with suppress(sa.exc.OperationalError):
+        return galera_status(engine)["wsrep_local_state"] == SYNCED
+    return False
+
+
 def galera_status(engine: sa.Engine) -> dict[str, str]:
     with engine.connect() as connection:
         rows = connection.execute(sa.text("SHOW GLOBAL STATUS LIKE 'wsrep\\_%'")).all()
