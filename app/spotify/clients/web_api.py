@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from dataclasses import dataclass, replace
 
 from app.infra.http_client import HttpClient, HttpResponse, TransportError
 from app.spotify.clients import metrics
@@ -25,6 +26,27 @@ CANARY_SECONDS = 2.0
 _OUTAGE_STATUSES = (502, 503, 504)
 # Transport errors that concern only the call, and say nothing about whether Spotify works.
 _CALL_ERRORS = ("TooBig", "InvalidURL", "InvalidHeader", "ValueError")
+
+
+@dataclass(frozen=True)
+class _AuthorizedCall:
+    """A call to make, and on whose behalf. `spotify_user_id` is None for a person who is connecting."""
+
+    call: Call
+    access_token: str
+    limits: ClientLimits
+    spotify_user_id: int | None
+    check: Check | None
+
+    def acquire(self, *, until: float = 0.0, check: Check | None = None) -> None:
+        """Wait for permission to send a request, as `SpotifyRateLimiter.acquire` does."""
+        self.limits.rate_limiter.acquire(
+            self.spotify_user_id,
+            is_poll=self.call.is_poll,
+            scope=self.call.scope,
+            until=until,
+            check=check,
+        )
 
 
 class SpotifyWebApi:
@@ -61,24 +83,25 @@ class SpotifyWebApi:
         retry_after = limits.circuit_breaker.retry_after()
         if retry_after > 0:
             raise SpotifyTransportError(not_sent=True, retry_after=math.ceil(retry_after))
+        authorized = _AuthorizedCall(call, access_token, limits, spotify_user_id, check)
         deadline = time.monotonic() + timeout if deadline is None else deadline
-        _acquire(limits, call, spotify_user_id, until=deadline - MIN_SECONDS, check=check)
+        authorized.acquire(until=deadline - MIN_SECONDS, check=check)
         timeout = min(timeout, max(1.0, deadline - time.monotonic()))
         started = time.monotonic()
         try:
-            response = self._send_once(limits, call, access_token, spotify_user_id, timeout, check)
+            response = self._send_once(authorized, timeout)
         except SpotifyTransportError as error:
             remaining = started + timeout - time.monotonic()
             if not (call.is_read or error.not_sent) or remaining < timeout / 2:
                 raise
-            _acquire(limits, call, spotify_user_id)
-            return self._send_once(limits, call, access_token, spotify_user_id, remaining, check)
+            authorized.acquire()
+            return self._send_once(authorized, remaining)
         remaining = started + timeout - time.monotonic()
         if not (call.is_read and _is_worth_a_retry(response)) or remaining < timeout / 2:
             return response
         try:
-            _acquire(limits, call, spotify_user_id)
-            return self._send_once(limits, call, access_token, spotify_user_id, remaining, check)
+            authorized.acquire()
+            return self._send_once(authorized, remaining)
         except (SpotifyTransportError, RateLimited):
             return response
 
@@ -106,46 +129,35 @@ class SpotifyWebApi:
             raise SpotifyError(f"status_{response.status}")
         return profile
 
-    def _send_once(
-        self,
-        limits: ClientLimits,
-        call: Call,
-        access_token: str,
-        spotify_user_id: int | None,
-        timeout: float,
-        check: Check | None,
-    ) -> HttpResponse:
-        response = self._request(limits, call, access_token, spotify_user_id, timeout)
+    def _send_once(self, authorized: _AuthorizedCall, timeout: float) -> HttpResponse:
+        response = self._request(authorized, timeout)
         if response.status == 429:
-            limits.rate_limiter.count(check)  # the limit is learned from the calls so far
-            raise RateLimited(self._handle_429(limits, call, response, access_token))
+            # The limit is learned from the calls so far.
+            authorized.limits.rate_limiter.count(authorized.check)
+            raise RateLimited(self._handle_429(authorized, response))
         return response
 
-    def _handle_429(self, limits: ClientLimits, call: Call, response: HttpResponse, access_token: str) -> int:
+    def _handle_429(self, authorized: _AuthorizedCall, response: HttpResponse) -> int:
         """Find out which calls a 429 concerns. Returns for how many seconds this call must wait."""
-        rejection = limits.rate_limiter.record_429(call.scope, response)
+        rate_limiter, scope = authorized.limits.rate_limiter, authorized.call.scope
+        rejection = rate_limiter.record_429(scope, response)
         if not rejection.needs_canary:
             return rejection.seconds
+        profile_read = replace(authorized, call=Call("GET", "me"), spotify_user_id=None)
         try:
-            canary = self._request(limits, Call("GET", "me"), access_token, None, CANARY_SECONDS)
+            canary = self._request(profile_read, CANARY_SECONDS)
         except SpotifyTransportError:
             return rejection.seconds
         if canary.status == 200:
-            limits.rate_limiter.mark_independent(call.scope)
+            rate_limiter.mark_independent(scope)
         if canary.status != 429:
             return rejection.seconds
-        return max(rejection.seconds, limits.rate_limiter.block_all(canary))
+        return max(rejection.seconds, rate_limiter.block_all(canary))
 
-    def _request(
-        self,
-        limits: ClientLimits,
-        call: Call,
-        access_token: str,
-        spotify_user_id: int | None,
-        timeout: float,
-    ) -> HttpResponse:
+    def _request(self, authorized: _AuthorizedCall, timeout: float) -> HttpResponse:
         """Send one request, and record its duration and whether Spotify works."""
-        headers = {"Authorization": f"Bearer {access_token}", "Accept": "application/json"}
+        call = authorized.call
+        headers = {"Authorization": f"Bearer {authorized.access_token}", "Accept": "application/json"}
         if call.content_type is not None:
             headers["Content-Type"] = call.content_type
         if call.language:
@@ -165,32 +177,20 @@ class SpotifyWebApi:
             status = str(response.status)
         except TransportError as error:
             if str(error) not in _CALL_ERRORS:
-                _record_failure(limits, spotify_user_id, str(error))
+                _record_failure(authorized, str(error))
             raise SpotifyTransportError(not_sent=error.not_sent, retry_after=1) from error
         finally:
-            metrics.count_call(call, status, limits.kind, time.perf_counter() - started)
+            metrics.count_call(call, status, authorized.limits.kind, time.perf_counter() - started)
         if response.status in _OUTAGE_STATUSES:
-            _record_failure(limits, spotify_user_id, f"status_{response.status}")
+            _record_failure(authorized, f"status_{response.status}")
         else:
-            limits.circuit_breaker.record_success()
+            authorized.limits.circuit_breaker.record_success()
         return response
 
 
-def _acquire(
-    limits: ClientLimits,
-    call: Call,
-    spotify_user_id: int | None,
-    *,
-    until: float = 0.0,
-    check: Check | None = None,
-) -> None:
-    limits.rate_limiter.acquire(
-        spotify_user_id, is_poll=call.is_poll, scope=call.scope, until=until, check=check
-    )
-
-
-def _record_failure(limits: ClientLimits, spotify_user_id: int | None, reason: str) -> None:
-    if limits.circuit_breaker.record_failure(spotify_user_id):
+def _record_failure(authorized: _AuthorizedCall, reason: str) -> None:
+    limits = authorized.limits
+    if limits.circuit_breaker.record_failure(authorized.spotify_user_id):
         log.error("web_api_unavailable", extra={"reason": reason, "client_id": limits.rate_limiter.client_id})
 
 
