@@ -153,8 +153,7 @@ def _execute_reading(state: ORMExecuteState) -> sa.Result[Any]:
 def writing() -> Iterator[Session]:
     """Open a short transaction. It is committed at the end of the block, and rolled back on any error.
 
-    The product uses `run_in_transaction`, which repeats it after a conflict or a failover. Do not call
-    another service inside the block.
+    The application uses `run_in_transaction`, which repeats it after a conflict or a failover.
     """
     engine = db.engine.execution_options(writes=True)
     with Session(engine, expire_on_commit=False) as session, session.begin():
@@ -173,7 +172,7 @@ def read_db_now() -> datetime:
 
 
 def run_in_transaction(work: Callable[[Session], T], *, retries: int = 3, is_idempotent: bool = False) -> T:
-    """Run `work` in a transaction, and again from its start where that is safe.
+    """Run `work` in a transaction, and again from its start where that is safe. Call no other service in it.
 
     After a duplicate key, `work` can find the row that it could not see before. After a conflict with another
     transaction, which Galera may find only at COMMIT, everything was rolled back. A transaction whose

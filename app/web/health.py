@@ -59,7 +59,7 @@ class Readiness:
 
 def init_app(
     app: Flask,
-    store: redis.Redis,
+    client: redis.Redis,
     collectors: Sequence[Collector],
     from_database: Sequence[Collector],
     sample: Callable[[], None],
@@ -72,7 +72,7 @@ def init_app(
     app.extensions["sample_metrics"] = sample
     blueprint = Blueprint("health", __name__)
     readiness = Readiness()
-    all_collectors = [*collectors, DependencyCollector(lambda: _probe(store), from_database)]
+    all_collectors = [*collectors, DependencyCollector(lambda: _probe(client), from_database)]
 
     @blueprint.get("/livez")
     @public
@@ -84,7 +84,7 @@ def init_app(
     @public
     def readyz() -> Response:
         """Respond 200 if MySQL and Redis work, or did so moments ago. If not, the log has the reasons."""
-        found = _probe(store)
+        found = _probe(client)
         is_ready = readiness.is_ready(found)
         if reasons := [reason for reason in found.values() if reason is not None]:
             log.warning("not_ready", extra={"reasons": reasons, "status": 200 if is_ready else 503})
@@ -100,11 +100,11 @@ def init_app(
     app.register_blueprint(blueprint)
 
 
-def _probe(store: redis.Redis) -> dict[str, str | None]:
+def _probe(client: redis.Redis) -> dict[str, str | None]:
     """Return why MySQL and Redis cannot do within a second what requests need, or None for each that can."""
     probes: dict[str, Future[Any]] = {
         "mysql": _probes.submit(probe_database, db.engine),
-        "redis": _probes.submit(probe_redis, store),
+        "redis": _probes.submit(probe_redis, client),
     }
     wait(probes.values(), timeout=PROBE_SECONDS)
     return {name: _reason(probe) for name, probe in probes.items()}

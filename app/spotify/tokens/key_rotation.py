@@ -50,10 +50,10 @@ def keys_in_use() -> dict[str, int]:
     """Return the number of rows that each key encrypts, by key id."""
     found: Counter[str] = Counter()
     columns = [(column, column.is_not(None)) for column in (AccessToken.key_id, SpotifyApp.key_id)]
-    with reading() as session:
+    with reading() as db:
         for key, condition in (*columns, (_KEY_IN_TOKEN, _WITHOUT_KEY_ID)):
             counted = sa.select(key, sa.func.count()).where(condition).group_by(key)
-            for key_id, count in session.execute(counted):
+            for key_id, count in db.execute(counted):
                 found[str(key_id)] += count
     return dict(found)
 
@@ -65,10 +65,10 @@ def missing_keys(cipher: TokenCipher) -> dict[str, int]:
 
 def days_per_key() -> float | None:
     """Return how long a key may be used at the current rate of refreshes, or None if there are none."""
-    with reading() as session:
-        now = database.db_now(session)
+    with reading() as db:
+        now = database.db_now(db)
         recent = sa.select(sa.func.count()).where(TokenRefresh.started_at > now - _RECENT)
-        count = session.execute(recent).scalar_one()
+        count = db.execute(recent).scalar_one()
     return _MAX_VALUES / _VALUES_PER_REFRESH / count * (_RECENT / timedelta(days=1)) if count else None
 
 
@@ -82,7 +82,7 @@ def rotate_keys(cipher: TokenCipher, progress: Callable[[RotationProgress], None
     while rows := _next_batch(cipher, last_id):
         changes = {row.id: new for row in rows if (new := _reencrypt(cipher, row)) is not None}
         result.unreadable += len(rows) - len(changes)
-        result.reencrypted += run_in_transaction(lambda session: _write(session, rows, changes))  # noqa: B023
+        result.reencrypted += run_in_transaction(lambda db: _write(db, rows, changes))  # noqa: B023
         result.seen += len(rows)
         last_id = rows[-1].id
         progress(result)
@@ -101,8 +101,8 @@ def _count_outdated(cipher: TokenCipher) -> int:
 
 
 def _outdated_apps(cipher: TokenCipher) -> list[SpotifyApp]:
-    with reading() as session:
-        return list(session.scalars(sa.select(SpotifyApp).where(SpotifyApp.key_id != cipher.newest_key_id)))
+    with reading() as db:
+        return list(db.scalars(sa.select(SpotifyApp).where(SpotifyApp.key_id != cipher.newest_key_id)))
 
 
 def _rotate_app(cipher: TokenCipher, app: SpotifyApp) -> int | None:
@@ -116,14 +116,14 @@ def _rotate_app(cipher: TokenCipher, app: SpotifyApp) -> int | None:
         return None
     same = SpotifyApp.id == app.id, SpotifyApp.client_secret == app.client_secret
     update = sa.update(SpotifyApp).where(*same).values(columns)
-    return run_in_transaction(lambda session: session.execute(update).rowcount)  # type: ignore[attr-defined, no-any-return]
+    return run_in_transaction(lambda db: db.execute(update).rowcount)  # type: ignore[attr-defined, no-any-return]
 
 
 def _next_batch(cipher: TokenCipher, last_id: int) -> list[AccessToken]:
     is_outdated = sa.or_(AccessToken.key_id != cipher.newest_key_id, _WITHOUT_KEY_ID)
     batch = sa.select(AccessToken).where(is_outdated, AccessToken.id > last_id)
-    with reading() as session:
-        return list(session.scalars(batch.order_by(AccessToken.id).limit(BATCH)))
+    with reading() as db:
+        return list(db.scalars(batch.order_by(AccessToken.id).limit(BATCH)))
 
 
 def _reencrypt(cipher: TokenCipher, row: AccessToken) -> dict[str, object] | None:
@@ -142,13 +142,13 @@ def _reencrypt(cipher: TokenCipher, row: AccessToken) -> dict[str, object] | Non
     return columns
 
 
-def _write(session: Session, rows: list[AccessToken], changes: dict[int, dict[str, object]]) -> int:
+def _write(db: Session, rows: list[AccessToken], changes: dict[int, dict[str, object]]) -> int:
     """Write the rows that have not changed since they were read. Returns their number."""
     written = 0
-    announce(session, connections=[row.spotify_user_id for row in rows], best_effort=True)
+    announce(db, connections=[row.spotify_user_id for row in rows], best_effort=True)
     for row in rows:
         if row.id in changes:
             unchanged = (getattr(AccessToken, column) == getattr(row, column) for column in _COLUMNS)
             same = sa.update(AccessToken).where(AccessToken.id == row.id, *unchanged)
-            written += session.execute(same.values(changes[row.id])).rowcount  # type: ignore[attr-defined]
+            written += db.execute(same.values(changes[row.id])).rowcount  # type: ignore[attr-defined]
     return written

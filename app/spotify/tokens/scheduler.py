@@ -46,7 +46,7 @@ class Scheduler:
         self,
         app: Flask,
         config: Config,
-        store: redis.Redis,
+        client: redis.Redis,
         refresher: Refresher,
         claims: BatchClaims,
         maintenance: Maintenance,
@@ -55,7 +55,7 @@ class Scheduler:
     ) -> None:
         self._app = app
         self._config = config
-        self._store = store
+        self._client = client
         self._refresher = refresher
         self._claims = claims
         self._maintenance = maintenance
@@ -76,7 +76,7 @@ class Scheduler:
         Raises:
             Exception: One of `DEPENDENCY_DOWN`. The pass has ended, without further calls to Spotify.
         """
-        limiter = RateLimiter(self._store, "refresh:rate", self._config.refresh_rate)
+        limiter = RateLimiter(self._client, "refresh:rate", self._config.refresh_rate)
         stopping = stopping or threading.Event()
         refresh_pass = RefreshPass(self._app, self._config, self._refresher, self._claims, limiter, stopping)
         return refresh_pass.run(progress)
