@@ -111,6 +111,10 @@ class ConnectionSnapshot:
     token: TokenSnapshot
 
 
+# A connection: its row, or what most requests need of it.
+Connection = SpotifyUser | ConnectionSnapshot
+
+
 @dataclass(frozen=True, slots=True)
 class PersonalTokenSnapshot:
     """A personal access token."""

@@ -11,7 +11,6 @@ from werkzeug.wrappers import Response
 
 from app.errors import BacklineError, SpotifyAccessDenied, SpotifyStateMismatch, ValidationError
 from app.models import SpotifyUser
-from app.models.snapshots import ConnectionSnapshot
 from app.spotify.oauth.flow import AuthorizationFlow
 from app.spotify.oauth.request import AuthorizationRequired, AuthorizeRequest, Connected
 from app.spotify.oauth.return_to import is_return_to, without_reserved
@@ -92,7 +91,7 @@ def _validated(query: AuthorizeRequest, config: Config) -> AuthorizeRequest:
 
 
 def _describe_connected(result: Connected) -> Response:
-    spotify_user: SpotifyUser | ConnectionSnapshot = result.spotify_user
+    spotify_user = result.spotify_user
     returning = {} if result.return_to is None else {"return_to": result.return_to}
 
     def encode() -> bytes:

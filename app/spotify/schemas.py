@@ -6,8 +6,8 @@ import marshmallow as ma
 from webargs.multidictproxy import MultiDictProxy
 from werkzeug.datastructures import MultiDict
 
-from app.models import GrantState, SpotifyUser
-from app.models.snapshots import ConnectionSnapshot
+from app.models import GrantState
+from app.models.snapshots import Connection
 from app.spotify.oauth.request import SIGN_IN, AuthorizeRequest
 from app.web.api import Timestamp
 from app.web.validation import Flag, Schema
@@ -34,9 +34,7 @@ class SpotifyOut(ma.Schema):
     )
 
 
-def describe(
-    spotify_user: SpotifyUser | ConnectionSnapshot | None, *, is_usable: bool = True
-) -> dict[str, Any]:
+def describe(spotify_user: Connection | None, *, is_usable: bool = True) -> dict[str, Any]:
     """Return a connection as the API shows it.
 
     It is not usable if it waits for the application of this server (`Applications.can_use`). Then the person

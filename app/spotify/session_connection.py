@@ -3,8 +3,7 @@
 import msgspec
 from flask import session
 
-from app.models import SpotifyUser
-from app.models.snapshots import ConnectionSnapshot
+from app.models.snapshots import Connection, ConnectionSnapshot
 from app.web import identity, sessions
 from app.web.access import current_user
 
@@ -17,9 +16,7 @@ class ConnectionRef(msgspec.Struct, frozen=True):
     owner_epoch: int | None
 
     @classmethod
-    def of(
-        cls, spotify_user: SpotifyUser | ConnectionSnapshot, owner_epoch: int | None = None
-    ) -> "ConnectionRef":
+    def of(cls, spotify_user: Connection, owner_epoch: int | None = None) -> "ConnectionRef":
         """Describe a connection with its current grant."""
         return cls(spotify_user.id, spotify_user.token.grant_id, owner_epoch)
 

@@ -5,13 +5,13 @@ import time
 
 from app.errors import BacklineError, NotSignedIn, SpotifyStateMismatch
 from app.models import SpotifyUser, User
-from app.models.snapshots import ConnectionSnapshot, UserSnapshot
+from app.models.snapshots import Connection, ConnectionSnapshot, UserSnapshot
 from app.spotify.applications.lookup import Applications
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
 from app.spotify.clients.consent import Consent
 from app.spotify.connections import Connections, owner_of
 from app.spotify.oauth.exchange import CodeExchange, authorization_error
-from app.spotify.oauth.request import AuthorizeRequest, Connected, Connection, SignIn
+from app.spotify.oauth.request import AuthorizeRequest, Connected, SignIn
 from app.spotify.oauth.state import Authorization, AuthorizationStore
 from app.spotify.oauth.usable_connection import UsableConnection
 from app.spotify.session_connection import ConnectionRef, attach_to_session

@@ -5,12 +5,10 @@ from typing import Protocol
 
 from sqlalchemy.orm import Session
 
-from app.models import SpotifyUser, User
-from app.models.snapshots import ConnectionSnapshot
+from app.models import User
+from app.models.snapshots import Connection
 
 SIGN_IN = "sign_in"  # the only `intent`
-
-Connection = SpotifyUser | ConnectionSnapshot
 
 
 @dataclass(frozen=True)
