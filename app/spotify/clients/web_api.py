@@ -86,24 +86,7 @@ class SpotifyWebApi:
         authorized = _AuthorizedCall(call, access_token, limits, spotify_user_id, check)
         deadline = time.monotonic() + timeout if deadline is None else deadline
         authorized.acquire(until=deadline - MIN_SECONDS, check=check)
-        timeout = min(timeout, max(1.0, deadline - time.monotonic()))
-        started = time.monotonic()
-        try:
-            response = self._send_once(authorized, timeout)
-        except SpotifyTransportError as error:
-            remaining = started + timeout - time.monotonic()
-            if not (call.is_read or error.not_sent) or remaining < timeout / 2:
-                raise
-            authorized.acquire()
-            return self._send_once(authorized, remaining)
-        remaining = started + timeout - time.monotonic()
-        if not (call.is_read and _is_worth_a_retry(response)) or remaining < timeout / 2:
-            return response
-        try:
-            authorized.acquire()
-            return self._send_once(authorized, remaining)
-        except (SpotifyTransportError, RateLimited):
-            return response
+        return self._send_with_retry(authorized, min(timeout, max(1.0, deadline - time.monotonic())))
 
     def retry_after(self, client_id: str) -> float:
         """Return for how many seconds Spotify rejects all calls of a user's application, or 0."""
@@ -128,6 +111,26 @@ class SpotifyWebApi:
         if profile is None:
             raise SpotifyError(f"status_{response.status}")
         return profile
+
+    def _send_with_retry(self, authorized: _AuthorizedCall, timeout: float) -> HttpResponse:
+        """Send a request, and once more if that is safe and at least half of the time is left."""
+        started = time.monotonic()
+        try:
+            response = self._send_once(authorized, timeout)
+        except SpotifyTransportError as error:
+            remaining = started + timeout - time.monotonic()
+            if not (authorized.call.is_read or error.not_sent) or remaining < timeout / 2:
+                raise
+            authorized.acquire()
+            return self._send_once(authorized, remaining)
+        remaining = started + timeout - time.monotonic()
+        if not (authorized.call.is_read and _is_worth_a_retry(response)) or remaining < timeout / 2:
+            return response
+        try:
+            authorized.acquire()
+            return self._send_once(authorized, remaining)
+        except (SpotifyTransportError, RateLimited):
+            return response
 
     def _send_once(self, authorized: _AuthorizedCall, timeout: float) -> HttpResponse:
         response = self._request(authorized, timeout)
