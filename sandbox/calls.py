@@ -64,9 +64,9 @@ def _describe_token_call(call: Call, state: Sandbox, request: Request) -> None:
     owner: str | None = None
     if refresh_token := form.get("refresh_token"):
         call.refresh_token_id = short_id(refresh_token)
-        held = state.grants.refresh_tokens.get(refresh_token)
-        if held:
-            owner, call.grant = held.grant.person, held.grant.number
+        presented = state.grants.refresh_tokens.get(refresh_token)
+        if presented:
+            owner, call.grant = presented.grant.person, presented.grant.number
     if code := form.get("code"):
         call.code_id = short_id(code)
         issued = state.grants.codes.get(code)

@@ -32,7 +32,7 @@ class Code:
     used: bool = False
     value: str = field(default_factory=lambda: f"AQ{secrets.token_urlsafe(150)}")
 
-    def expired(self, now: datetime) -> bool:
+    def is_expired(self, now: datetime) -> bool:
         """Return whether the code is too old."""
         return now - self.issued_at > CODE_LIFE
 
@@ -45,20 +45,20 @@ class RefreshToken:
     grant: Grant
     replaced_at: datetime | None = None
 
-    def aged(self, now: datetime) -> bool:
+    def is_aged(self, now: datetime) -> bool:
         """Return whether six months have passed since consent. Refreshing does not extend this."""
         return now >= six_months_after(self.grant.authorized_at)
 
-    def ended(self, now: datetime, grace_s: int) -> bool:
+    def is_ended(self, now: datetime, grace_s: int) -> bool:
         """Return whether the token was revoked, or replaced longer ago than the grace period."""
         # Setting the clock back to before the replacement must not revive the token.
         return self.grant.revoked or (
             self.replaced_at is not None and max(0.0, (now - self.replaced_at).total_seconds()) >= grace_s
         )
 
-    def live(self, now: datetime, grace_s: int) -> bool:
+    def is_live(self, now: datetime, grace_s: int) -> bool:
         """Return whether the token works."""
-        return not (self.ended(now, grace_s) or self.aged(now))
+        return not (self.is_ended(now, grace_s) or self.is_aged(now))
 
 
 @dataclass
@@ -70,7 +70,7 @@ class AccessToken:
     expires_at: datetime
     ended: bool = False
 
-    def live(self, now: datetime) -> bool:
+    def is_live(self, now: datetime) -> bool:
         """Return whether the token works."""
         return not self.ended and now < self.expires_at
 
@@ -171,7 +171,7 @@ class Grants:
 
     def end_access_tokens(self, now: datetime) -> int:
         """End every access token that still works. Returns how many there were."""
-        live = [token for token in self.access_tokens.values() if token.live(now)]
+        live = [token for token in self.access_tokens.values() if token.is_live(now)]
         for token in live:
             token.ended = True
         return len(live)
@@ -186,10 +186,10 @@ class Grants:
                 "scopes": sorted(grant.scopes),
                 "authorized_at": as_text(grant.authorized_at),
                 "refresh_tokens": [
-                    {"id": short_id(t.value), "live": t.live(now, grace_s)} for t in grant.refresh_tokens
+                    {"id": short_id(t.value), "live": t.is_live(now, grace_s)} for t in grant.refresh_tokens
                 ],
                 "access_tokens": [
-                    {"id": short_id(t.value), "live": t.live(now), "expires_at": as_text(t.expires_at)}
+                    {"id": short_id(t.value), "live": t.is_live(now), "expires_at": as_text(t.expires_at)}
                     for t in grant.access_tokens
                 ],
             }

@@ -55,14 +55,14 @@ def issue_token() -> Response:
     grant_type = request.form.get("grant_type")
     if not grant_type:
         raise TokenError("unsupported_grant_type", "grant_type parameter is missing")
-    give = {
+    issue = {
         "authorization_code": _exchange_code,
         "refresh_token": _refresh,
         "client_credentials": _client_credentials,
     }.get(grant_type)
-    if give is None:
+    if issue is None:
         raise TokenError("unsupported_grant_type", f"grant_type {grant_type} is not supported")
-    return jsonify(give(sandbox(), _authenticate_client()))
+    return jsonify(issue(sandbox(), _authenticate_client()))
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _exchange_code(state: Sandbox, client: _Client) -> dict[str, Any]:
     redirect_uri = _required("redirect_uri")
     if code is None or code.used or code.client_id != client.id:
         raise TokenError("invalid_grant", "Invalid authorization code")
-    if code.expired(state.clock.now()):
+    if code.is_expired(state.clock.now()):
         raise TokenError("invalid_grant", "Authorization code expired")
     if redirect_uri != code.redirect_uri:
         raise TokenError("invalid_grant", "Invalid redirect URI")
@@ -134,22 +134,22 @@ def _check_verifier(code: Code, with_secret: bool) -> None:
 
 
 def _refresh(state: Sandbox, client: _Client) -> dict[str, Any]:
-    held = state.grants.refresh_tokens.get(_required("refresh_token"))
-    if held is None or held.grant.client_id != client.id:
+    presented = state.grants.refresh_tokens.get(_required("refresh_token"))
+    if presented is None or presented.grant.client_id != client.id:
         raise TokenError("invalid_grant", "Invalid refresh token")
-    if not client.with_secret and not held.grant.public:
+    if not client.with_secret and not presented.grant.public:
         raise TokenError("invalid_client", "Invalid client secret")
     now = state.clock.now()
-    if held.ended(now, state.settings.rotation_grace_s):
+    if presented.is_ended(now, state.settings.rotation_grace_s):
         raise TokenError("invalid_grant", "Refresh token revoked")
-    if held.aged(now):
+    if presented.is_aged(now):
         raise TokenError("invalid_grant", f"Refresh token {state.settings.six_month_wording}")
     # A caller with a replaced token did not get its successor, so issue another one.
-    rotates = state.settings.rotates(public=held.grant.public) or held.replaced_at is not None
+    rotates = state.settings.rotates(public=presented.grant.public) or presented.replaced_at is not None
     if rotates:
         # The first replacement counts: using the grace period does not extend it.
-        held.replaced_at = held.replaced_at or now
-    return _tokens(state, held.grant, refreshable=rotates)
+        presented.replaced_at = presented.replaced_at or now
+    return _tokens(state, presented.grant, refreshable=rotates)
 
 
 def _client_credentials(state: Sandbox, client: _Client) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def check_bearer() -> Response | None:
     token = state.grants.access_tokens.get(value)
     if token is None:
         raise _unauthorized("invalid_token", "Invalid access token")
-    if not token.live(state.clock.now()):
+    if not token.is_live(state.clock.now()):
         raise _unauthorized("invalid_token", "The access token expired")
     g.token = token
     return _check_application(state, token)
