@@ -24,7 +24,7 @@ from tests.helpers.servers import LONG
 
 _LIMITS: dict[ModuleType, tuple[str, ...]] = {
     accounts: ("TOTAL_SECONDS",),
-    accounts_bulkhead: ("SLOW_SECONDS", "SLOW_WAIT_SECONDS"),
+    accounts_bulkhead: ("SLOW_SECONDS", "LONG_WAIT_SECONDS"),
     attempts: ("_CLAIM_SECONDS",),
     cache: ("GRACE_SECONDS", "LEASE_SECONDS"),
     database: ("CONFLICT_SECONDS", "FAILOVER_SECONDS"),

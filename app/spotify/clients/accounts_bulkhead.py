@@ -15,10 +15,9 @@ T = TypeVar("T")
 # While the service responds within 2 s, every caller may wait for its result. A call that takes longer than
 # this is slow; a busy machine may notice a response late.
 SLOW_SECONDS = 2.25
-# A wait that takes longer than this is for a slow call, which may be another process's. The difference is
-# what locks and the database can add to a call.
-SLOW_WAIT_SECONDS = 2.75
-# The service counts as slow for this long after a slow call or wait.
+# A wait for a call that is not slow ends within this time, with what locks and the database can add to it.
+LONG_WAIT_SECONDS = 2.75
+# The service counts as slow for this long after a slow call.
 REMEMBERED_SECONDS = 5.0
 # How often a waiting thread checks whether the service has become slow.
 _SLICE_SECONDS = 0.2
@@ -35,8 +34,11 @@ class AccountsBulkhead:
     """Limits the threads that wait for the accounts service while it is slow.
 
     They wait for the refresh of a token, the exchange of a code, or another callback's exchange. Once a call
-    or a wait has taken too long, the service counts as slow. From then on, threads beyond half of `threads`
-    are released, and later callers are rejected immediately.
+    has taken too long, the service counts as slow. From then on, threads beyond half of `threads` are
+    released, and later callers are rejected immediately.
+
+    A long wait may be for another process's slow call, but also for the lease of a process that was killed.
+    So no more than half of `threads` wait for long, and callers whose wait has just begun are not affected.
 
     An exchange cannot be released, because its thread makes the call. So no more than half of `threads`
     exchange codes at any time, and a smaller queue waits for a slot.
@@ -59,7 +61,7 @@ class AccountsBulkhead:
         Raises:
             AccountsBusy: The service is slow, and the maximum number of threads is waiting for it.
         """
-        with self._admitted(client_id) as waiter, self._timed(client_id, SLOW_WAIT_SECONDS):
+        with self._admitted(client_id) as waiter:
             yield waiter
 
     @contextmanager
@@ -81,20 +83,30 @@ class AccountsBulkhead:
 
     @contextmanager
     def calling(self, client_id: str | None = None) -> Iterator[None]:
-        """Time a call to the service, which the block makes."""
-        with self._timed(client_id, SLOW_SECONDS):
+        """Time a call to the service, which the block makes. A slow one makes the service count as slow."""
+        key = object()
+        with self._changed:
+            share = self._share_of(client_id)
+            share.slow_at[key] = time.monotonic() + SLOW_SECONDS
+        try:
             yield
+        finally:
+            with self._changed:
+                now = time.monotonic()
+                if now > share.slow_at.pop(key):
+                    share.slow_until = now + REMEMBERED_SECONDS
 
     def release_excess(self, waiter: "Waiter") -> None:
-        """Release a thread if the service is slow and too many threads wait for it.
+        """Release a thread if the service is slow, or the thread has waited for long, and too many such wait.
 
         Raises:
             AccountsBusy: The thread is released: it must stop waiting.
         """
         with self._changed:
-            waiters = waiter.share.waiters
-            if len(waiters) > waiter.share.slots and waiter.share.is_slow():
-                waiters.remove(waiter)  # now, so that only the excess is released
+            share = waiter.share
+            limited = share.waiters if share.is_slow() else share.long_waiters()
+            if waiter in limited and len(limited) > share.slots:
+                share.waiters.remove(waiter)  # now, so that only the excess is released
                 raise AccountsBusy
 
     def _share_of(self, client_id: str | None) -> "_Share":
@@ -126,23 +138,8 @@ class AccountsBulkhead:
             with self._changed:
                 share.waiters.discard(waiter)
 
-    @contextmanager
-    def _timed(self, client_id: str | None, seconds: float) -> Iterator[None]:
-        """Count the service as slow if the block takes longer than `seconds`."""
-        key = object()
-        with self._changed:
-            share = self._share_of(client_id)
-            share.slow_at[key] = time.monotonic() + seconds
-        try:
-            yield
-        finally:
-            with self._changed:
-                now = time.monotonic()
-                if now > share.slow_at.pop(key):
-                    share.slow_until = now + REMEMBERED_SECONDS
-
     def _acquire_slot(self, waiter: "Waiter") -> None:
-        deadline, share = time.monotonic() + SLOW_WAIT_SECONDS, waiter.share
+        deadline, share = time.monotonic() + LONG_WAIT_SECONDS, waiter.share
         with self._changed:
             if not self._has_free_slot(share) and share.queued >= share.slots * 3 // 4:
                 raise AccountsBusy
@@ -170,14 +167,18 @@ class _Share:
         self.slots = slots
         self.max_waiters = max_waiters
         self.waiters: set[Waiter] = set()
-        self.slow_at: dict[object, float] = {}  # when each call or wait in progress becomes slow
+        self.slow_at: dict[object, float] = {}  # when each call in progress becomes slow
         self.exchanging = self.queued = 0
         self.slow_until = 0.0
 
     def is_slow(self) -> bool:
-        """Return whether a call or wait in progress is slow, or one was recently."""
+        """Return whether a call in progress is slow, or one was recently."""
         now = time.monotonic()
         return now < self.slow_until or now > min(self.slow_at.values(), default=now)
+
+    def long_waiters(self) -> "set[Waiter]":
+        """Return the threads that have been waiting for long."""
+        return {waiter for waiter in self.waiters if waiter.is_long()}
 
     def is_in_use(self) -> bool:
         """Return whether it has to be remembered."""
@@ -190,12 +191,17 @@ class Waiter:
     def __init__(self, bulkhead: AccountsBulkhead, share: _Share) -> None:
         self._bulkhead = bulkhead
         self.share = share
+        self._long_at = time.monotonic() + LONG_WAIT_SECONDS
+
+    def is_long(self) -> bool:
+        """Return whether the wait has taken longer than one for a call that is not slow."""
+        return time.monotonic() > self._long_at
 
     def require_capacity(self) -> None:
         """Require that this thread can continue to wait.
 
         Raises:
-            AccountsBusy: The service is slow, and too many threads wait for it.
+            AccountsBusy: Too many threads wait for a slow service, or for long.
         """
         self._bulkhead.release_excess(self)
 
@@ -203,7 +209,7 @@ class Waiter:
         """Wait for a result.
 
         Raises:
-            AccountsBusy: The service is slow, and too many threads wait for it.
+            AccountsBusy: Too many threads wait for a slow service, or for long.
             TimeoutError: There is no result after `timeout` seconds.
         """
         deadline = time.monotonic() + timeout

@@ -48,8 +48,8 @@ log = logging.getLogger(__name__)
 # A grant's row, and the database's time when it was read.
 GrantSnapshot = tuple[AccessToken, datetime]
 
-# How long to wait for the lock before going on without it. Less than the wait that makes the accounts service
-# count as slow (`accounts_bulkhead`), because a lost lock says nothing about Spotify.
+# How long to wait for the lock before going on without it. A wait for a lost lock must not count as long
+# (`accounts_bulkhead`), because it says nothing about Spotify.
 LOCK_WAIT_SECONDS = 1.0
 _POLL_SECONDS = 0.1
 

@@ -1,8 +1,7 @@
 """A slow accounts service blocks at most half of a worker's threads, whatever they wait for."""
 
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
-from concurrent.futures import wait as wait_for
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 
@@ -17,7 +16,7 @@ from app.models import AccessToken
 from app.spotify.clients import accounts_bulkhead, capacity
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead, AccountsBusy
 from app.spotify.clients.capacity import accounts_waiters
-from app.spotify.tokens import refresh
+from app.spotify.tokens import refresh, service
 from tests.conftest import MakeApp
 from tests.helpers.factories import create_connections
 from tests.helpers.flows import another_tab, connect, register, send_callback, slug, start_authorization
@@ -30,8 +29,8 @@ pytestmark = pytest.mark.settings(THREADS="8")
 
 
 @pytest.fixture
-def short_wait_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accounts_bulkhead, "SLOW_WAIT_SECONDS", 0.1)
+def short_long_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accounts_bulkhead, "LONG_WAIT_SECONDS", 0.1)
 
 
 @pytest.fixture
@@ -76,18 +75,16 @@ def waiting(bulkhead: AccountsBulkhead) -> Iterator[WaitingThreads]:
         waiting.close()
 
 
-@pytest.mark.usefixtures("short_wait_threshold")
-def test_slow_service_releases_callers_beyond_half(
-    bulkhead: AccountsBulkhead, waiting: WaitingThreads
-) -> None:
+@pytest.mark.usefixtures("short_long_wait")
+def test_long_waits_beyond_half_are_released(bulkhead: AccountsBulkhead, waiting: WaitingThreads) -> None:
     callers = waiting.start(10)
     eventually(lambda: sum(caller.done() for caller in callers) == 8)
 
-    late = waiting.start(3)
-    assert [caller.result(LONG) for caller in late] == ["released"] * 3
+    callers += waiting.start(3)
+    eventually(lambda: sum(caller.done() for caller in callers) == 11)
 
     waiting.close()
-    assert sorted(caller.result() for caller in callers) == ["released"] * 8 + ["served"] * 2
+    assert sorted(caller.result() for caller in callers) == ["released"] * 11 + ["served"] * 2
 
 
 @pytest.mark.usefixtures("short_slow_threshold")
@@ -103,17 +100,17 @@ def test_slow_call_is_remembered_for_a_while(bulkhead: AccountsBulkhead, waiting
         pass
 
 
-def test_long_wait_for_fast_calls_does_not_count_as_slow(
+@pytest.mark.usefixtures("short_long_wait")
+def test_long_waits_do_not_affect_callers_whose_wait_begins(
     bulkhead: AccountsBulkhead, waiting: WaitingThreads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A wait takes longer than its call, because it may queue for a slot, or notice the result late."""
-    monkeypatch.setattr(accounts_bulkhead, "SLOW_SECONDS", -1.0)  # any wait takes longer
-    callers = waiting.start(3)
-    eventually(lambda: len(bulkhead._deployment.waiters) == 3)
+    callers = waiting.start(10)
+    eventually(lambda: sum(caller.done() for caller in callers) == 8)
 
-    assert not wait_for(callers, timeout=0.5, return_when=FIRST_COMPLETED).done
-    with bulkhead.waiting():
-        pass
+    monkeypatch.setattr(accounts_bulkhead, "LONG_WAIT_SECONDS", LONG)
+    for _ in range(3):
+        with bulkhead.waiting() as waiter:
+            waiter.require_capacity()
 
 
 @ONE_DATABASE
@@ -329,7 +326,41 @@ def test_fast_service_gives_every_caller_a_token(
 
 
 @ONE_DATABASE
-@pytest.mark.usefixtures("short_wait_threshold")
+@pytest.mark.usefixtures("short_long_wait")
+def test_lease_of_a_killed_process_rejects_no_caller_of_another_grant(
+    app: Flask, sandbox: SandboxClient, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "WAIT_SECONDS", LONG)
+    leased, another = create_connections(app, sandbox, 2)
+    tokens = app.extensions["backline"].tokens
+    _store_lease(app, leased, timedelta(seconds=30))
+
+    def get(connection: int) -> bool:
+        with app.app_context():
+            try:
+                return bool(tokens.access_token_for(connection, wait_seconds=LONG).access_token)
+            except AccountsBusy:
+                return False
+
+    callers = [pool.submit(get, leased) for _ in range(12)]
+    eventually(lambda: sum(caller.done() for caller in callers) == 8)  # half of THREADS wait
+    assert get(another)
+
+    _store_lease(app, leased, timedelta(seconds=-1))
+    assert sorted(caller.result(LONG) for caller in callers) == [False] * 8 + [True] * 4
+    assert len(sandbox.calls(grant_type="refresh_token")) == 2
+
+
+def _store_lease(app: Flask, connection: int, remaining: timedelta) -> None:
+    """Store the lease of an attempt whose process was killed."""
+    lease = {"attempt_id": "f" * 32, "lease_until": datetime.now(UTC) + remaining}
+    with app.app_context(), writing() as db:
+        of_connection = AccessToken.spotify_user_id == connection
+        db.execute(sa.update(AccessToken).where(of_connection).values(**lease))
+
+
+@ONE_DATABASE
+@pytest.mark.usefixtures("short_long_wait")
 def test_hanging_service_blocks_half_of_the_threads_with_refreshes(
     client: FlaskClient, app: Flask, sandbox: SandboxClient, pool: ThreadPoolExecutor
 ) -> None:
@@ -367,7 +398,7 @@ def test_hanging_service_blocks_half_of_the_threads_with_exchanges(
 
 
 @ONE_DATABASE
-@pytest.mark.usefixtures("short_wait_threshold")
+@pytest.mark.usefixtures("short_long_wait")
 def test_duplicate_callbacks_count_as_waiting_in_another_process(
     client: FlaskClient, another_worker: Flask, sandbox: SandboxClient, pool: ThreadPoolExecutor
 ) -> None:
@@ -385,6 +416,6 @@ def test_duplicate_callbacks_count_as_waiting_in_another_process(
     assert sorted(one.result(LONG).status_code for one in calls) == [200] * 4 + [503] * 4
 
 
-def test_lost_lock_does_not_make_the_service_count_as_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wait_for_a_lost_lock_is_not_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # the limits of production
-    assert refresh.LOCK_WAIT_SECONDS <= accounts_bulkhead.SLOW_SECONDS / 2
+    assert refresh.LOCK_WAIT_SECONDS <= accounts_bulkhead.LONG_WAIT_SECONDS / 2
