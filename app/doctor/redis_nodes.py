@@ -1,12 +1,13 @@
 """Checks each Sentinel, or each primary of a Redis Cluster."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import redis
 
-from app.doctor.result import CheckResult, failure, ok, warning
-from app.infra.redis_cluster import ClusterPool
+from app.doctor.result import CheckResult, excerpt, failure, ok, warning
+from app.infra.redis_cluster import ClusterPool, SlotMap
 from app.infra.redis_round_trip import values_of
 from app.infra.redis_sentinel import Sentinels
 from app.settings.redis_urls import parse_sentinel_url
@@ -14,8 +15,15 @@ from app.settings.redis_urls import parse_sentinel_url
 # With more, a failover takes longer than /readyz waits for one.
 MAX_DOWN_AFTER_MS = 2000
 _CHECK_SENTINEL = (
-    "Check whether it runs, and its address and password in REDIS_URL. The others continue without it."
+    "Check whether it runs and is a Sentinel, its address and the service in REDIS_URL, and the password and "
+    "permissions there (sentinel|masters, sentinel|master). The others continue without it."
 )
+_UNREACHABLE = (
+    "Start it, or correct its address: Sentinels name the one in `sentinel monitor`, or that which a replica "
+    "announces (replica-announce-ip)."
+)
+_ANNOUNCED = "This machine must reach these addresses. See cluster-announce-ip."
+
 _SAME_PRIMARY = (
     "Sentinels that disagree for longer than a failover takes do not know each other. See their logs."
 )
@@ -44,11 +52,25 @@ def check_redis_nodes(url: str, client: redis.Redis) -> Iterator[CheckResult]:
         yield from _check_cluster(pool, client)
 
 
+def describe_nodes(url: str, client: redis.Redis) -> Iterator[CheckResult]:
+    """Describe what Sentinels or nodes of a cluster say while Redis cannot be used."""
+    pool: Any = client.connection_pool
+    if sentinel_url := parse_sentinel_url(url):
+        yield from _check_sentinels(Sentinels(sentinel_url).states())
+    elif isinstance(pool, ClusterPool):
+        with suppress(redis.RedisError):
+            slots = pool.slots()
+            yield from _check_slots(slots)
+            if nodes := ", ".join(f"{host}:{port}" for host, port in slots.nodes):
+                yield warning(f"Redis: the cluster says that its nodes are {nodes}", _ANNOUNCED)
+
+
 def _check_sentinels(states: dict[str, dict[str, Any] | redis.RedisError]) -> Iterator[CheckResult]:
     first: str | None = None
     for address, state in states.items():
         if isinstance(state, redis.RedisError):
-            yield warning(f"Redis: Sentinel {address}: {type(state).__name__}", _CHECK_SENTINEL)
+            reason = f"{type(state).__name__}: {excerpt(str(state))}"
+            yield warning(f"Redis: Sentinel {address}: {reason}", _CHECK_SENTINEL)
             continue
         primary = f"{state['ip']}:{state['port']}"
         first = first or primary
@@ -57,7 +79,9 @@ def _check_sentinels(states: dict[str, dict[str, Any] | redis.RedisError]) -> It
             f"Redis: Sentinel {address}: the primary is {primary} (quorum {state['quorum']} of {sentinels}, "
             f"down after {delay} ms)"
         )
-        if primary != first:
+        if state["is_sdown"]:
+            yield warning(f"{summary}; it does not respond", _UNREACHABLE)
+        elif primary != first:
             yield warning(summary, _SAME_PRIMARY)
         elif delay > MAX_DOWN_AFTER_MS:
             yield warning(summary, _DOWN_AFTER)
@@ -67,8 +91,7 @@ def _check_sentinels(states: dict[str, dict[str, Any] | redis.RedisError]) -> It
 
 def _check_cluster(pool: ClusterPool, client: redis.Redis) -> Iterator[CheckResult]:
     slots = pool.slots()
-    if missing := slots.primaries.count(None):
-        yield failure(f"Redis: no node of the cluster serves {missing} slots", "See CLUSTER NODES.")
+    yield from _check_slots(slots)
     for host, port in sorted({address for address in slots.primaries if address is not None}):
         count = slots.primaries.count((host, port))
         [raw] = pool.pool_of((host, port)).exchange([("INFO", "replication")]).values
@@ -76,6 +99,13 @@ def _check_cluster(pool: ClusterPool, client: redis.Redis) -> Iterator[CheckResu
             raise raw
         found = client.response_callbacks["INFO"](raw)
         yield from _check_primary(f"{host}:{port} ({count} slots)", found)
+
+
+def _check_slots(slots: SlotMap) -> Iterator[CheckResult]:
+    if missing := slots.primaries.count(None):
+        yield failure(
+            f"Redis: no node of the cluster serves {missing} slots", "See CLUSTER NODES and CLUSTER INFO."
+        )
 
 
 def _check_primary(name: str, found: dict[str, Any]) -> Iterator[CheckResult]:

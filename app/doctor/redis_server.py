@@ -8,7 +8,7 @@ from redis.exceptions import NoPermissionError
 from redis.sentinel import MasterNotFoundError
 
 from app.doctor.clocks import check_clock
-from app.doctor.redis_nodes import check_redis_nodes
+from app.doctor.redis_nodes import check_redis_nodes, describe_nodes
 from app.doctor.result import CheckResult, excerpt, failure, ok, warning
 from app.infra.probes import probe_redis
 from app.infra.redis_cluster import ClusterPool
@@ -30,6 +30,10 @@ _NOT_CLUSTER = "This is a Redis Cluster, which this URL cannot use. Use redis+cl
 _ADVICE = {
     "ReadOnlyError": "This server is a replica. REDIS_URL must point to the primary.",
     "MasterDownError": "This replica has lost its primary. REDIS_URL must point to the primary.",
+    "'select' command": "Use database 0 in REDIS_URL, or permit others: ACL SETUSER <name> +select.",
+    "DB index is out of range": "Use a database in REDIS_URL that exists, such as 0.",
+    "cluster support disabled": "This Redis is not a cluster. Use redis://host:6379/0.",
+    "unknown command 'CLUSTER'": "These are no nodes of a Redis Cluster. Correct the addresses in REDIS_URL.",
     "NoPermissionError": _GRANT_PERMISSIONS,
     "can't run this command": _GRANT_PERMISSIONS,
     "can't access": _GRANT_PERMISSIONS,
@@ -41,7 +45,7 @@ _ADVICE = {
     "AuthenticationError": _CHECK_PASSWORD,
     "NOAUTH": _CHECK_PASSWORD,
     "ClusterCrossSlotError": _NOT_CLUSTER,
-    "ClusterDownError": _NOT_CLUSTER,
+    "ClusterDownError": "Too few of the cluster's nodes reach each other. See CLUSTER NODES.",
     "MovedError": _NOT_CLUSTER,
     "AskError": _NOT_CLUSTER,
     "TryAgainError": _NOT_CLUSTER,
@@ -68,6 +72,7 @@ def check_redis(client: redis.Redis, *, is_production: bool, url: str = "") -> I
         nodes = list(check_redis_nodes(url, client))
     except (redis.RedisError, TypeError, ValueError) as error:  # the last two: an unknown URL parameter
         yield _describe(error)
+        yield from describe_nodes(url, client)
         return
     except LookupError:
         yield failure("Redis: a server replies, but not as Redis does", "Check the addresses in REDIS_URL.")
@@ -132,7 +137,10 @@ def _describe(error: Exception) -> CheckResult:
     if found:
         return failure(f"Redis: {name}: {_message(error)}", found[0])
     if isinstance(error, redis.ConnectionError | redis.TimeoutError):
-        return failure(f"Redis: cannot connect ({name})", "Check REDIS_URL, and whether Redis is running.")
+        return failure(
+            f"Redis: cannot connect ({name}: {_message(error)})",
+            "Check REDIS_URL, and whether Redis is running.",
+        )
     return failure(
         f"Redis: {_message(error)}",
         "Check the parameters of REDIS_URL. It must point to a Redis that allows all commands.",

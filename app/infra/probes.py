@@ -33,7 +33,10 @@ def probe_redis(client: redis.Redis) -> None:
         redis.RedisError: A server is unavailable, or rejects a command.
     """
     pool: Any = client.connection_pool
-    for tag in pool.slots().tags() if isinstance(pool, ClusterPool) else ["probe"]:
+    tags = pool.slots().tags() if isinstance(pool, ClusterPool) else ["probe"]
+    if not tags:
+        raise redis.ConnectionError("no node of the cluster has slots")
+    for tag in tags:
         keys = [f"session:{{{tag}}}", f"shared:{{{tag}}}", f"sessions-of:{{{tag}}}"]
         commands: list[Command] = [
             ("SET", keys[0], "", "PX", 5000),

@@ -46,7 +46,7 @@ class Sentinels:
                 break
             try:
                 state = client.sentinel_masters().get(self._service)  # type: ignore[no-untyped-call]
-            except (redis.ConnectionError, redis.TimeoutError):
+            except redis.RedisError:  # also of one that is no Sentinel, or rejects the command
                 self._failed_at[client] = time.monotonic()
                 continue
             has_reply = True
@@ -65,7 +65,8 @@ class Sentinels:
             try:
                 found[address] = client.sentinel_master(self._service)  # type: ignore[no-untyped-call]
             except redis.RedisError as error:
-                found[address] = error
+                if not isinstance(found.get(address), redis.ResponseError):  # which says more
+                    found[address] = error
         return found
 
 

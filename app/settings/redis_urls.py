@@ -1,5 +1,6 @@
 """The forms of REDIS_URL: one server, Redis Sentinel, which knows the current primary, or a Redis Cluster."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -109,7 +110,10 @@ def is_redis_url(text: str) -> bool:
         ConnectionPool.from_url(text).make_connection()  # checks the parameters; does not connect
     except (ValueError, TypeError, RedisError):
         return False
-    return is_host(parsed.get("host")) or bool(parsed.get("path"))
+    if parsed.get("path"):
+        return True
+    # redis-py would use database 0 in place of a name, such as that of Sentinels' service.
+    return is_host(parsed.get("host")) and re.fullmatch(r"/?[0-9]*", urlsplit(text).path) is not None
 
 
 def is_exposed_redis(url: str) -> bool:

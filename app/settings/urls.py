@@ -26,7 +26,7 @@ def is_browsers_machine(host: str | None) -> bool:
 def is_host(name: str | None) -> bool:
     """Return whether a name could be looked up: `mail..example.com` could not."""
     try:
-        return bool(name) and " " not in (name or "") and bool((name or "").encode("idna"))
+        return bool(name) and set(" ,;").isdisjoint(name or "") and bool((name or "").encode("idna"))
     except UnicodeError:
         return False
 

@@ -47,9 +47,12 @@ def test_redis_without_a_log_gets_a_warning_in_production(app: Flask) -> None:
 
 
 def test_sentinels_that_do_not_respond_are_named_as_the_cause() -> None:
-    [result] = check_redis(redis_client("redis+sentinel://127.0.0.1:1/main"), is_production=True)
+    url = "redis+sentinel://:hunter2@127.0.0.1:1/main"
+    result, sentinel = check_redis(redis_client(url), is_production=True, url=url)
 
     assert (result.status, result.summary) == (Status.FAILURE, "Redis: the Sentinels name no primary")
+    assert sentinel.summary.startswith("Redis: Sentinel 127.0.0.1:1: ConnectionError: Error 111 ")
+    assert "hunter2" not in sentinel.summary
 
 
 def doctor(app: Flask) -> str:

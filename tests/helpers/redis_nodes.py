@@ -154,6 +154,16 @@ def running_sentinel_deployment(home: Path) -> Iterator[SentinelDeployment]:
 
 
 @contextmanager
+def running_primary_and_sentinel(home: Path) -> Iterator[str]:
+    """Run one Redis server with a Sentinel that watches it, and return their address."""
+    address = f"{own_network()}.1"
+    with _redis(address, address, home) as server, _sentinel(address, address, home) as sentinel:
+        yield address
+        server.client.close()
+        sentinel.client.close()
+
+
+@contextmanager
 def running_sentinel(home: Path) -> Iterator[str]:
     """Run one Sentinel, and return its address. It knows no server that runs."""
     address = f"{own_network()}.1"

@@ -122,18 +122,27 @@ def test_redis_that_evicts_sessions_gets_a_warning(make_app: MakeApp, old_primar
 @on_sqlite
 def test_wrong_redis_database_number_is_reported(make_app: MakeApp, old_primary: RedisServer) -> None:
     app = make_app(REDIS_URL=f"unix://{old_primary.socket}?db=99")
-    check_unusable(app, "DB index is out of range Check the parameters of REDIS_URL.")
+    check_unusable(app, "DB index is out of range Use a database in REDIS_URL that exists, such as 0.")
 
 
 @on_sqlite
-def test_redis_cluster_is_reported(make_app: MakeApp, tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.mark.parametrize(
+    ("scheme", "advice"),
+    [
+        ("redis", "This is a Redis Cluster"),
+        ("redis+cluster", "no node of the cluster serves 16384 slots"),
+    ],
+)
+def test_redis_cluster_is_reported(
+    make_app: MakeApp, tmp_path_factory: pytest.TempPathFactory, scheme: str, advice: str
+) -> None:
     home, port = Path(tmp_path_factory.mktemp("cluster")), free_port()
     server = RedisServer(home)
     server._command += ["--port", str(port), "--bind", "127.0.0.1", "--cluster-enabled", "yes"]
     server._command += ["--cluster-port", str(free_port())]
     with server:
-        app = make_app(REDIS_URL=f"redis://127.0.0.1:{port}/0")
-        check_unusable(app, "This is a Redis Cluster")
+        app = make_app(REDIS_URL=f"{scheme}://127.0.0.1:{port}/0")
+        check_unusable(app, advice)
         server.client.close()
 
 

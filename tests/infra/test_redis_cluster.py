@@ -7,6 +7,7 @@ import pytest
 import redis
 
 from app.doctor.redis_nodes import check_redis_nodes
+from app.doctor.redis_server import check_redis
 from app.infra import redis_scripts
 from app.infra.http_client import HttpResponse
 from app.infra.probes import probe_redis
@@ -196,6 +197,8 @@ def test_one_server_that_is_no_cluster_is_an_error(redis_proxy: FaultProxy) -> N
 
     with pytest.raises(redis.ResponseError, match="cluster support disabled"):
         client.get("x")
+    [result] = check_redis(client, is_production=False)
+    assert result.advice == "This Redis is not a cluster. Use redis://host:6379/0."
     client.close()
 
 

@@ -7,14 +7,22 @@ import pytest
 import redis
 from flask.testing import FlaskClient
 
+from app.doctor.redis_server import check_redis
 from app.infra import redis_sentinel
+from app.infra.redis_client import redis_client
 from app.infra.redis_sentinel import Sentinels
 from app.settings.redis_urls import parse_sentinel_url
 from tests.conftest import MakeApp, cannot_run, start
 from tests.helpers import time_limits
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.flows import login, register
-from tests.helpers.redis_nodes import SENTINEL_PORT, running_sentinel, running_sentinel_deployment
+from tests.helpers.redis_nodes import (
+    PASSWORD,
+    SENTINEL_PORT,
+    running_primary_and_sentinel,
+    running_sentinel,
+    running_sentinel_deployment,
+)
 from tests.helpers.servers import LONG, Unavailable, eventually
 
 pytestmark = [pytest.mark.processes, pytest.mark.sqlite_only]
@@ -86,3 +94,23 @@ def test_sentinel_that_failed_is_asked_last(tmp_path: Path, monkeypatch: pytest.
         assert not is_asked()
         monkeypatch.setattr(redis_sentinel, "PAUSE_SECONDS", 0.0)
         assert is_asked()
+
+
+def test_address_in_the_list_that_is_no_sentinel_is_skipped(redis_proxy: FaultProxy, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        address = start(stack, running_primary_and_sentinel(tmp_path))
+        hosts = f"127.0.0.1:{redis_proxy.port},{address}"
+        url = f"redis+sentinel://:{PASSWORD}@{hosts}/main"
+        with redis_client(url) as client:
+            summaries = [result.summary for result in check_redis(client, is_production=False, url=url)]
+        unknown = url.replace("/main", "/unknown")
+        with redis_client(unknown) as client:
+            failed = [result.summary for result in check_redis(client, is_production=False, url=unknown)]
+
+    [plain, sentinel] = [summary for summary in summaries if summary.startswith("Redis: Sentinel ")]
+    assert f":{redis_proxy.port}: ResponseError: unknown command 'SENTINEL'" in plain
+    assert sentinel.startswith(f"Redis: Sentinel {address}:{SENTINEL_PORT}: the primary is {address}:6379")
+    assert failed[0] == "Redis: the Sentinels name no primary"
+    assert failed[2] == (
+        f"Redis: Sentinel {address}:{SENTINEL_PORT}: ResponseError: No such master with that name"
+    )
