@@ -123,7 +123,7 @@ class Applications:
         Raises:
             SpotifyUnavailable: Its secret cannot be decrypted.
         """
-        return Application(row.client_id, decrypt_secret(self._cipher, row), row.id)
+        return Application(row.client_id, decrypt_secret(self._cipher, row), row.id, row.client_secret)
 
 
 def row_of_user(user_id: int) -> SpotifyApp | None:

@@ -23,6 +23,7 @@ from app.models import AccessToken, AppState, GrantState, MailKind, SpotifyApp, 
 from app.models.access_token import LEASE
 from app.models.times import LONGEST_WAIT, is_ahead, is_over
 from app.models.token_refresh import Outcome
+from app.spotify.clients.application import Application
 
 log = logging.getLogger(__name__)
 
@@ -145,6 +146,9 @@ def end_outage(db: Session, since: datetime) -> None:
 class ApplicationPauses:
     """Pauses and resumes applications after attempts.
 
+    An attempt with another secret than the current one, which its owner may have corrected since, changes
+    nothing.
+
     `notify` emails a notice to a user, in the caller's transaction.
     """
 
@@ -152,7 +156,7 @@ class ApplicationPauses:
         self._notify = notify
 
     def record_outcome(
-        self, spotify_app_id: int, outcome: Outcome, *, is_probe: bool, retry_after: int | None = None
+        self, tried: Application, outcome: Outcome, *, is_probe: bool, retry_after: int | None = None
     ) -> None:
         """Pause an application after a failure, or resume it after a probe that Spotify has accepted.
 
@@ -160,13 +164,13 @@ class ApplicationPauses:
         """
         if outcome in _RULES:
             rule = _RULES[outcome]
-            self._change(partial(self._pause, spotify_app_id, rule, retry_after, is_probe=is_probe))
+            self._change(partial(self._pause, tried, rule, retry_after, is_probe=is_probe))
         elif is_probe and outcome in _PROOFS:
-            self._change(partial(_resume_if_paused, spotify_app_id))
+            self._change(partial(_resume_if_paused, tried))
 
-    def client_accepted(self, spotify_app_id: int) -> None:
+    def client_accepted(self, tried: Application) -> None:
         """Record that Spotify has accepted an application, in the exchange of a code."""
-        self._change(partial(_resume_if_paused, spotify_app_id))
+        self._change(partial(_resume_if_paused, tried))
 
     def _change(self, work: Callable[[Session], None]) -> None:
         """Update the application. Only logs errors: the caller's result must not be lost."""
@@ -176,9 +180,9 @@ class ApplicationPauses:
             log.warning("application_update_failed", extra={"reason": type(error).__name__})
 
     def _pause(
-        self, spotify_app_id: int, rule: _Rule, retry_after: int | None, db: Session, *, is_probe: bool
+        self, tried: Application, rule: _Rule, retry_after: int | None, db: Session, *, is_probe: bool
     ) -> None:
-        application = db.get(SpotifyApp, spotify_app_id, with_for_update=True)
+        application = _locked_if_unchanged(db, tried)
         if application is None:
             return
         now = database.db_now(db)
@@ -192,7 +196,7 @@ class ApplicationPauses:
         elif application.state != AppState.REFUSED:  # only an acceptance shows that it works again
             application.state, application.failures = rule.state, 1
             log.warning(
-                "spotify_app_paused", extra={"spotify_app_id": spotify_app_id, "reason": rule.state.value}
+                "spotify_app_paused", extra={"spotify_app_id": application.id, "reason": rule.state.value}
             )
         application.failing_since = application.failing_since or now
         application.paused_until = now + rule.pause(application.failures, retry_after)
@@ -200,8 +204,16 @@ class ApplicationPauses:
             self._notify(db, db.get_one(User, application.owner_id), MailKind.SPOTIFY_APP_REFUSED)
 
 
-def _resume_if_paused(spotify_app_id: int, db: Session) -> None:
-    application = db.get(SpotifyApp, spotify_app_id, with_for_update=True)
+def _locked_if_unchanged(db: Session, tried: Application) -> SpotifyApp | None:
+    """Return the row of an application, locked, unless it has been removed or registered again since."""
+    row = db.get(SpotifyApp, tried.id, with_for_update=True)
+    if row is None or (row.client_id, row.client_secret) != (tried.client_id, tried.stored_secret):
+        return None
+    return row
+
+
+def _resume_if_paused(tried: Application, db: Session) -> None:
+    application = _locked_if_unchanged(db, tried)
     if application is not None and application.state != AppState.ACTIVE:
-        log.warning("spotify_app_resumed", extra={"spotify_app_id": spotify_app_id})
+        log.warning("spotify_app_resumed", extra={"spotify_app_id": application.id})
         resume(db, application)

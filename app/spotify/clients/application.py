@@ -28,11 +28,13 @@ class Application:
 
     Without a secret, it is a public client: it identifies itself by its `client_id` only, and relies on PKCE
     (RFC 6749 section 2.1, RFC 7636). `id` is that of its row, or None for the deployment's.
+    `stored_secret` is the secret as the row has it: encrypted, and different after each registration.
     """
 
     client_id: str
     client_secret: str | None = field(repr=False)
     id: int | None = None
+    stored_secret: bytes | None = field(default=None, repr=False)
 
     @property
     def own_client_id(self) -> str | None:

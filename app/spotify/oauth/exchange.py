@@ -105,7 +105,7 @@ class CodeExchange:
         if application.id is None:
             breaker.client_accepted()
         else:
-            self._pauses.client_accepted(application.id)
+            self._pauses.client_accepted(application)
         return consumed, tokens
 
     def profile(self, tokens: TokenResponse, application: Application) -> Profile:

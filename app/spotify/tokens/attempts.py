@@ -46,7 +46,7 @@ def claim(row: AccessToken, application: Application) -> Attempt | None:
     attempt_id, send_until = uuid.uuid4().hex, send_deadline()
 
     def new_attempt(generation: int, claimed_at: datetime) -> Attempt:
-        return Attempt(attempt_id, generation, claimed_at, send_until, spotify_app_id=application.id)
+        return Attempt(attempt_id, generation, claimed_at, send_until, application)
 
     def work(db: Session) -> Attempt | None:
         recorded = db.scalar(
@@ -102,7 +102,7 @@ def take_leases(
                 "spotify_user_id": row.spotify_user_id,
                 "grant_id": row.grant_id,
                 "generation": attempt.generation,
-                "spotify_app_id": attempt.spotify_app_id,
+                "spotify_app_id": attempt.application.id,
                 "attempt_id": attempt.id,
                 "started_at": now,
             }

@@ -202,8 +202,8 @@ def _attempt(db: Session, found: _Refreshable, now: datetime, send_until: float)
         attempts.unused_generation(db, row) if found.due.is_refreshed else row.generation,
         now,
         send_until,
+        found.application,
         found.is_probe,
-        found.application.id,
         found.probes_application,
     )
 

@@ -235,10 +235,10 @@ class Refresher:
 
     def _record_outcome(self, attempt: Attempt, outcome: Outcome, retry_after: int | None) -> None:
         """Pause or resume a user's own application. While Spotify is down for all, it is not to blame."""
-        if attempt.spotify_app_id is None or (attempt.is_probe and outcome is Outcome.UNAVAILABLE):
+        if attempt.application.id is None or (attempt.is_probe and outcome is Outcome.UNAVAILABLE):
             return
         self._pauses.record_outcome(
-            attempt.spotify_app_id, outcome, is_probe=attempt.probes_application, retry_after=retry_after
+            attempt.application, outcome, is_probe=attempt.probes_application, retry_after=retry_after
         )
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from app.infra.encryption import TokenCipher
 from app.models import AccessToken
 from app.models.token_refresh import Outcome
-from app.spotify.clients.application import ApplicationKind
+from app.spotify.clients.application import Application, ApplicationKind
 from app.spotify.clients.errors import InvalidGrant, Misconfigured, RateLimited, SpotifyError
 from app.spotify.clients.token_response import TokenResponse
 from app.spotify.tokens import transitions
@@ -31,9 +31,9 @@ class Attempt:
     generation: int
     claimed_at: datetime
     send_until: float  # `time.monotonic`
+    application: Application
     is_probe: bool = False  # the breaker was open
-    spotify_app_id: int | None = None  # of a user's own application
-    probes_application: bool = False  # which was paused
+    probes_application: bool = False  # the user's own application was paused
 
 
 @dataclass(frozen=True, eq=False)

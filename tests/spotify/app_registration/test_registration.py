@@ -441,3 +441,25 @@ def test_application_removed_during_a_refresh_leaves_nothing(
         counts = [db.scalar(sa.select(sa.func.count()).select_from(kind)) for kind in (AccessToken, User)]
     assert counts == [0, 1]
     assert stored(client.application) == (None, None)
+
+
+def test_refresh_with_the_old_secret_does_not_pause_the_corrected_application(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient, created: Created
+) -> None:
+    register(client)
+    put(client, created)
+    connect(client, sandbox)
+    advance_time(app, sandbox, 2 * 3600)
+    secret = {"client_secret": created["client_secret"][::-1]}
+    sandbox.change_application(created["client_id"], **secret)
+    sandbox.fault(on="refresh", kind="park")
+    with ThreadPoolExecutor(1) as pool:
+        refused = pool.submit(another_tab(client).get, "/api/spotify/token")
+        sandbox.wait_for_held(1)
+        assert put(client, created, **secret).status_code == 200
+        sandbox.release()
+        assert slug(refused.result(LONG)) == "spotify-app-refused"
+
+    assert client.get("/api/spotify/app").json["state"] == AppState.ACTIVE
+    advance_time(app, sandbox, 15)  # the grant's own delay
+    assert client.get("/api/spotify/token").status_code == 200

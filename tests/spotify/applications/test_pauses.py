@@ -164,7 +164,8 @@ def test_refused_application_stays_so_until_spotify_accepts_it(app: Flask, sandb
 
 def record(app: Flask, application: Created, outcome: Outcome, *, is_probe: bool = False) -> None:
     with app.app_context():
-        ApplicationPauses(lambda *_: None).record_outcome(application["id"], outcome, is_probe=is_probe)
+        tried = services().applications.decrypt(stored(app, application))
+        ApplicationPauses(lambda *_: None).record_outcome(tried, outcome, is_probe=is_probe)
 
 
 @pytest.mark.sqlite_only
@@ -172,7 +173,8 @@ def test_accepted_code_ends_the_pause(app: Flask, sandbox: SandboxClient) -> Non
     [application] = create_own_applications(app, sandbox, 1)
     record(app, application, Outcome.MISCONFIGURED)
     with app.app_context():
-        ApplicationPauses(lambda *_: None).client_accepted(application["id"])
+        tried = services().applications.decrypt(stored(app, application))
+        ApplicationPauses(lambda *_: None).client_accepted(tried)
 
     assert states(app, [application]) == [AppState.ACTIVE]
 
