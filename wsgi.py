@@ -13,6 +13,7 @@ import click
 
 from app import create_app
 from app.infra import database, log_setup
+from app.infra.cli_command import report_unwritable_output
 from app.settings.inherited import inherited_config
 from app.settings.start import refuse_to_start
 from app.web.request_log import RequestFields
@@ -20,6 +21,8 @@ from config import ConfigError, load
 
 # The `flask` command that loads this module, if it is not gunicorn.
 command = click.get_current_context(silent=True)
+if command is not None:
+    sys.excepthook = report_unwritable_output
 
 try:
     config = inherited_config() or load()

@@ -1,6 +1,7 @@
 """The `flask` commands, run in their own processes."""
 
 import json
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,15 +127,26 @@ def test_every_command_has_a_help_text_and_reports_errors_in_one_line(app: Flask
 
 
 @pytest.mark.sqlite_only
-def test_output_that_cannot_be_written_is_reported_in_one_line(env: dict[str, str]) -> None:
+@pytest.mark.parametrize("arguments", ["version", "--help", "import links --help"])
+def test_output_that_cannot_be_written_is_reported_in_one_line(env: dict[str, str], arguments: str) -> None:
     with Path("/dev/full").open("w") as full:
-        done = flask(env, "version", stdout=full)
+        done = flask(env, *arguments.split(), stdout=full)
 
     assert done.returncode == 1
     assert done.stderr == (
         "Error: The output cannot be written: No space left on device. "
         "What the command has done so far stays.\n"
     )
+
+
+@pytest.mark.sqlite_only
+@pytest.mark.parametrize("arguments", ["import links -", "import your-spotify -"])
+def test_closed_standard_input_is_reported_in_one_line(env: dict[str, str], arguments: str) -> None:
+    done = flask(env, *arguments.split(), preexec_fn=lambda: os.close(0))
+
+    assert done.returncode in (1, 2)
+    assert "tandard input is closed" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.sqlite_only

@@ -12,7 +12,7 @@ from app.imports.importer import Importer
 from app.imports.rows import ImportRow, RowReport, RowResult, read_json_lines
 from app.imports.your_spotify import read_your_spotify
 from app.infra import database
-from app.infra.cli_command import Command
+from app.infra.cli_command import Command, InputFile, read_line
 from app.services import services
 
 imports = AppGroup("import", help="Move connections in from other services, without a new consent.")
@@ -22,7 +22,7 @@ _PROGRESS_ROWS = 1000
 
 
 @imports.command("links", cls=Command)
-@click.argument("file", type=click.File("rb"))
+@click.argument("file", type=InputFile())
 @_dry_run
 def links(file: BinaryIO, dry_run: bool) -> None:
     """Import refresh tokens from FILE, or from standard input if it is -.
@@ -42,7 +42,7 @@ def _owners(_context: click.Context, _parameter: click.Parameter, values: tuple[
 
 
 def _mongodb_url(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
-    url = sys.stdin.readline().strip() if value == "-" else value
+    url = read_line() if value == "-" else value
     if not url.startswith(("mongodb://", "mongodb+srv://")):
         raise click.BadParameter("must look like mongodb://127.0.0.1:27017/your_spotify")
     return url

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, BinaryIO
 
+import click
+
 from app.models.spotify_user import is_placeholder
 from app.models.times import CLOCK_TOLERANCE
 from app.spotify.tokens.maintenance import SURELY_ENDED_AFTER
@@ -58,19 +60,30 @@ class _InvalidRowError(Exception):
 
 
 def read_json_lines(file: BinaryIO, now: datetime) -> Iterator[ImportRow | RowReport]:
-    """Yield a row, or why it is invalid, for each line that is not blank."""
+    """Yield a row, or why it is invalid, for each line that is not blank.
+
+    Raises:
+        click.ClickException: The file cannot be read.
+    """
     number = 0
-    while line := file.readline(MAX_LINE_BYTES):
+    while line := _read_line(file):
         number += 1
         name = f"line {number}"
         is_too_long = len(line) == MAX_LINE_BYTES and not line.endswith(b"\n")
-        while is_too_long and (rest := file.readline(MAX_LINE_BYTES)):
+        while is_too_long and (rest := _read_line(file)):
             if rest.endswith(b"\n"):
                 break
         if is_too_long:
             yield RowReport(name, RowResult.INVALID, "it is too long")
         elif line.strip():
             yield _parse_line(name, line, now)
+
+
+def _read_line(file: BinaryIO) -> bytes:
+    try:
+        return file.readline(MAX_LINE_BYTES)
+    except OSError as error:
+        raise click.ClickException(f"The file cannot be read: {error.strerror}.") from error
 
 
 def _parse_line(name: str, line: bytes, now: datetime) -> ImportRow | RowReport:

@@ -42,7 +42,7 @@ def read_your_spotify(url: str, owners: Mapping[str, str], now: datetime) -> Ite
             database = client.get_default_database(_DEFAULT_DATABASE)
             for number, account in enumerate(database["users"].find({}, _MEMBERS).sort("_id", 1), start=1):
                 yield _row(number, account, owners, now)
-    except (pymongo.errors.PyMongoError, bson.errors.BSONError, ValueError) as error:
+    except (pymongo.errors.PyMongoError, bson.errors.BSONError, ValueError, OSError) as error:
         # Its message may contain the password.
         raise click.ClickException(f"MongoDB cannot be read ({type(error).__name__}).") from None
 

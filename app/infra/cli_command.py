@@ -1,7 +1,9 @@
 """Error reports and arguments for all CLI commands."""
 
 import errno
+import sys
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any
 
 import click
@@ -15,13 +17,13 @@ _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class Command(click.Command):
-    """A command that reports errors of MySQL, Redis, and its own output in one line, without a traceback."""
+    """A command that reports errors of MySQL and Redis in one line, without a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command.
 
         Raises:
-            click.ClickException: MySQL or Redis failed, or the output cannot be written.
+            click.ClickException: MySQL or Redis failed.
         """
         try:
             return super().invoke(ctx)
@@ -30,12 +32,17 @@ class Command(click.Command):
                 f"MySQL or Redis does not work properly ({type(error).__name__}). "
                 "Run `flask doctor` to see why; after an update, run `flask db upgrade`."
             ) from error
-        except OSError as error:
-            if error.errno not in _UNWRITABLE:
-                raise
-            raise click.ClickException(
-                f"The output cannot be written: {error.strerror}. What the command has done so far stays."
-            ) from error
+
+
+def report_unwritable_output(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Report output that cannot be written in one line. To be `sys.excepthook`: `--help` writes too."""
+    if isinstance(error, OSError) and error.errno in _UNWRITABLE and error.filename is None:
+        done = "What the command has done so far stays."
+        sys.stderr.write(f"Error: The output cannot be written: {error.strerror}. {done}\n")
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 class LazyGroup(AppGroup):
@@ -72,3 +79,31 @@ def text(_context: click.Context, _parameter: click.Parameter, value: str) -> st
     except UnicodeEncodeError:
         raise click.BadParameter("This is not valid UTF-8.") from None
     return value
+
+
+class InputFile(click.File):
+    """An argument that is a file to read, or - for standard input."""
+
+    def __init__(self) -> None:
+        super().__init__("rb")
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Open the file."""
+        try:
+            return super().convert(value, param, ctx)
+        except RuntimeError:
+            self.fail("standard input is closed", param, ctx)
+
+
+def read_line() -> str:
+    """Return a line of standard input, without the spaces around it.
+
+    Raises:
+        click.ClickException: It cannot be read, or is not UTF-8.
+    """
+    if sys.stdin is None:
+        raise click.ClickException("Standard input is closed.")
+    try:
+        return sys.stdin.readline().strip()
+    except (OSError, UnicodeError) as error:
+        raise click.ClickException(f"Standard input cannot be read ({type(error).__name__}).") from None

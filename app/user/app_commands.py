@@ -7,7 +7,7 @@ import click
 import sqlalchemy as sa
 from flask.cli import AppGroup
 
-from app.infra.cli_command import Command, text
+from app.infra.cli_command import Command, read_line, text
 from app.infra.clock import rfc3339
 from app.infra.database import reading
 from app.models import AppState, SpotifyApp, User
@@ -88,7 +88,7 @@ def _find_owner(name: str) -> User:
 
 def _read_secret() -> str:
     """Read a secret that must not be in the arguments, which other users of this machine can see."""
-    if sys.stdin.isatty():
+    if sys.stdin is not None and sys.stdin.isatty():
         secret: str = click.prompt("Client secret", hide_input=True)
         return secret.strip()
-    return sys.stdin.readline().strip()
+    return read_line()

@@ -4,17 +4,14 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stdout, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import click
 import pytest
 import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.imports.commands import links
 from app.imports.importer import BATCH, Importer
 from app.imports.rows import ImportRow, RowResult
 from app.infra.database import reading, writing
@@ -24,6 +21,7 @@ from tests.conftest import MakeApp
 from tests.helpers.children import start_child
 from tests.helpers.factories import refresh_due
 from tests.helpers.flows import connect, refresh_count, register, send_callback
+from tests.helpers.programs import flask
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import LONG, ROOT, eventually, process_environment
 from tests.imports.running import (
@@ -365,16 +363,27 @@ def test_killed_import_is_resumed(app: Flask, env: dict[str, str], tmp_path: Pat
     assert {name: after[name] for name in grants} == grants
 
 
+@pytest.mark.processes
 @pytest.mark.sqlite_only
-def test_report_that_cannot_be_written_is_an_error_without_a_traceback(app: Flask, tmp_path: Path) -> None:
+def test_rows_are_stored_although_the_report_cannot_be_written(
+    app: Flask, env: dict[str, str], tmp_path: Path
+) -> None:
     file = tmp_path / "links.jsonl"
     file.write_text(json_lines([{"spotify_id": "ada-87", "refresh_token": "any"}]))
 
-    full = Path("/dev/full").open("w")  # noqa: SIM115
-    with app.app_context(), redirect_stdout(full), pytest.raises(click.ClickException) as raised:
-        links.main([str(file)], standalone_mode=False)
-    with suppress(OSError):  # what is still in the buffer
-        full.close()
+    with Path("/dev/full").open("w") as full:
+        done = flask(env, "import", "links", str(file), stdout=full)
 
-    assert "No space left on device" in raised.value.message
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
     assert list(connections(app)) == ["ada-87"]
+
+
+@pytest.mark.sqlite_only
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc/self/mem")
+def test_file_that_cannot_be_read_is_an_error_without_a_traceback(app: Flask) -> None:
+    # Opening it works, and reading it from the start is an I/O error.
+    result = app.test_cli_runner().invoke(args=["import", "links", "/proc/self/mem"])
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "Error: The file cannot be read: Input/output error.\n"

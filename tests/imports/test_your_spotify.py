@@ -63,7 +63,7 @@ def account(name: str, spotify_id: str, refresh_token: str | None) -> dict[str, 
     }
 
 
-def run(app: Flask, *arguments: str, stdin: str = "") -> tuple[int, str, str]:
+def run(app: Flask, *arguments: str, stdin: str | bytes = "") -> tuple[int, str, str]:
     result = app.test_cli_runner().invoke(args=["import", "your-spotify", *arguments], input=stdin)
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, result.stdout, result.stderr
@@ -124,6 +124,7 @@ def test_unusable_url_is_reported_without_its_password(app: Flask, monkeypatch: 
         "mongodb://root:hunter2@127.0.0.1:1/your_spotify",
         "mongodb://root:hunter2@127.0.0.1:port/",
         "mongodb://root:hunter2@@127.0.0.1/",
+        "mongodb://root:hunter2@127.0.0.1/?tls=true&tlsCAFile=/nowhere/ca.pem",
         "http://root:hunter2@127.0.0.1/",
         "hunter2",
     ):
@@ -131,6 +132,7 @@ def test_unusable_url_is_reported_without_its_password(app: Flask, monkeypatch: 
         assert code in (1, 2), url
         assert error
         assert "hunter2" not in output + error
+    assert run(app, "-", stdin=b"\xff\n")[0] == 1
     assert run(app, "mongodb://127.0.0.1/", "--owner", "ada")[0] == 2
 
 
