@@ -39,3 +39,11 @@ def test_every_fault_has_a_result() -> None:
 def test_help_lists_every_fault() -> None:
     text = Path(ROOT / "script" / "cluster").read_text()
     assert {name for name in FAULTS if not re.search(rf"\b{name}\b", text)} == set()
+
+
+def test_readiness_is_asked_for_by_a_trusted_name() -> None:
+    commands = re.findall(r"`(curl [^`]*/readyz)`", TEXT)
+    assert commands
+    checked = re.search("hdr Host (.*)", (FOLDER / "haproxy.cfg").read_text())
+    assert checked
+    assert all(f"Host: {checked[1]}" in command for command in commands)

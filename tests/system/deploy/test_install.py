@@ -1,6 +1,7 @@
 """Single steps of deploy/install, and deploy/backup. test_bare_server.py runs all of them."""
 
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -119,6 +120,17 @@ def test_account_of_the_migration_never_gets_an_empty_password(tmp_path: Path, p
 
     (tmp_path / "migrate.env").write_text(f"DATABASE_URL={url.replace(f':{password}@', ':chosenByHand7@')}\n")
     assert "IDENTIFIED BY 'chosenByHand7'" in run_step(tmp_path, "configure_mariadb").stdout
+
+
+def test_restore_accepts_the_account_of_the_migration_as_deploy_cluster_has_it() -> None:
+    steps = r"^(migrate_url=.*| *export .*)$"
+    script = "\n".join(re.findall(steps, (ROOT / "deploy/restore").read_text(), re.MULTILINE))
+    command = ["bash", "-euc", f"{script}\nprintenv DATABASE_URL"]
+    environment = {"PATH": os.environ["PATH"], "MIGRATE_ENV": str(ROOT / "deploy/cluster/migrate.env")}
+
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    assert done.stdout.startswith("mysql+mysqldb://backline_migrate:"), done.stderr
 
 
 @pytest.mark.parametrize("secret", ["0123 ", "0123\nALLOW_INSECURE=redis", "'0123'"])
