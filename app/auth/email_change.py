@@ -110,7 +110,8 @@ class EmailChanges:
         """Replace the address of a user whose row is locked, without their password or mailbox.
 
         Operators do this when the owner has lost the old mailbox, so all links that were emailed before stop
-        working, including those that undo a change. Another spelling of the current address stays verified.
+        working, including those that undo a change. With a new address, Spotify signs no one in until the
+        owner connects it again: it may be a stranger's. Another spelling of the current one stays verified.
 
         Raises:
             EmailTaken: Another account has the address, or can restore it.
@@ -120,6 +121,8 @@ class EmailChanges:
         if is_new:
             self._notifications.notify(db, user, MailKind.EMAIL_SET_BY_OPERATOR)
         user.set_email(entered, verified_at=None if is_new else user.email_verified_at)
+        if is_new:
+            self._way_in.remove(db, user.id)
         email_tokens.revoke_all(db, user)
         db.flush()
 

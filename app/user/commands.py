@@ -92,7 +92,8 @@ def set_email(user: str, email: str) -> None:
     """Replace the email address of a user who has lost access to the old mailbox.
 
     The new address gets a link that verifies it. The old address gets a notice, if it was verified. Links in
-    earlier emails stop working.
+    earlier emails stop working, and Spotify signs no one in to the account until the user connects it again.
+    Sessions and the password stay valid.
     """
     entered = EmailOnly().load({"email": email})["email"]
     changed = _change(

@@ -6,12 +6,13 @@ import pytest
 import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
 
 from app.infra.database import reading
 from app.models import User
 from tests.conftest import MakeApp
 from tests.helpers.email_change import ADA, NEW, register_ada, session_epoch
-from tests.helpers.flows import PASSWORD, connect, login, register, slug
+from tests.helpers.flows import PASSWORD, connect, login, register, send_callback, slug
 from tests.helpers.mail_server import RESET, VERIFY, Mailbox, token_in
 from tests.helpers.route_matrix import wait_for_background_work
 from tests.helpers.sandbox_client import SandboxClient
@@ -95,6 +96,25 @@ def test_set_email_replaces_the_address(
     assert ada.put("/api/email-change", json={"token": undo, "decision": "undo"}).status_code == 400
     token = token_in(mailbox.wait_for("New@example.com", VERIFY))
     assert ada.put("/api/email-verification", json={"token": token}).status_code == 204
+
+
+@pytest.mark.sqlite_only
+@pytest.mark.settings(SPOTIFY_SIGN_IN="true")
+def test_set_email_ends_spotify_as_a_way_in(
+    ada: FlaskClient, app: Flask, sandbox: SandboxClient, new_client: Callable[[], FlaskClient]
+) -> None:
+    """A stranger who knew the password may have connected their own account."""
+
+    def sign_in() -> TestResponse:
+        visit = (visitor := new_client()).get("/api/spotify/authorize", query_string={"intent": "sign_in"})
+        return send_callback(visitor, sandbox.consent(visit.json["authorize_url"]))
+
+    connect(ada, sandbox)
+    assert users(app, "set-email", "ada", "Ada@EXAMPLE.com")[0] == 0
+    assert sign_in().status_code == 200  # the same address
+
+    assert users(app, "set-email", "ada", NEW)[0] == 0
+    assert slug(sign_in()) == "spotify-account-in-use"
 
 
 def test_set_email_keeps_another_spelling_verified(ada: FlaskClient, mailbox: Mailbox, app: Flask) -> None:
