@@ -163,7 +163,7 @@ def _build_spotify(
     pauses = ApplicationPauses(notifications.notify)
     tokens = _build_token_service(config, client, clients, applications, pauses, token_cipher)
     response_cache = ResponseCache(client)
-    way_in = SpotifyWayIn(notifications.notify)
+    way_in = SpotifyWayIn(notifications.notify, is_enabled=config.spotify_sign_in)
     connections = Connections(tokens, applications, way_in, response_cache.drop)
     authorizations = AuthorizationStore(client, redis_cipher, token_cipher, throttle, config.secret_key)
     exchange = CodeExchange(

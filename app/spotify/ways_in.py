@@ -14,17 +14,20 @@ from app.models import AccessToken, MailKind, SpotifyUser, User
 class SpotifyWayIn:
     """Adds and removes Spotify as a way to sign in, and emails the owner of the account.
 
-    `notify` emails a notice to a user, in the caller's transaction.
+    Args:
+        notify: Emails a notice to a user, in the caller's transaction.
+        is_enabled: Whether anyone can sign in with Spotify. If not, owners are not told what changes.
     """
 
-    def __init__(self, notify: Callable[..., None]) -> None:
+    def __init__(self, notify: Callable[..., None], *, is_enabled: bool) -> None:
         self._notify = notify
+        self._is_enabled = is_enabled
 
     def add(self, db: Session, spotify_user: SpotifyUser, user_id: int) -> None:
         """Let a connection sign its owner in from now on. Its row must be locked."""
         if spotify_user.sign_in_since is None:
             spotify_user.sign_in_since = utc_now()
-            self._notify(db, db.get_one(User, user_id), MailKind.SPOTIFY_SIGN_IN_ADDED)
+            self._tell_owner(db, user_id, MailKind.SPOTIFY_SIGN_IN_ADDED)
 
     def remove(self, db: Session, user_id: int, *conditions: sa.ColumnElement[bool]) -> None:
         """Let the user's connection, if it meets these conditions, sign no one in.
@@ -37,7 +40,11 @@ class SpotifyWayIn:
             return
         announce(db, users=[user_id], connections=[found])
         db.execute(sa.update(SpotifyUser).where(SpotifyUser.id == found).values(sign_in_since=None))
-        self._notify(db, db.get_one(User, user_id), MailKind.SPOTIFY_SIGN_IN_REMOVED)
+        self._tell_owner(db, user_id, MailKind.SPOTIFY_SIGN_IN_REMOVED)
+
+    def _tell_owner(self, db: Session, user_id: int, kind: MailKind) -> None:
+        if self._is_enabled:
+            self._notify(db, db.get_one(User, user_id), kind)
 
 
 def require_another_way_in(db: Session, user_id: int) -> None:

@@ -6,9 +6,11 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from tests.conftest import MakeApp
 from tests.helpers.email_change import ADA, NEW, NEW_PASSWORD, register_ada, undo, verify
 from tests.helpers.flows import (
     PASSWORD,
+    another_tab,
     connect,
     register,
     register_own_application,
@@ -141,3 +143,18 @@ def test_changes_that_concern_no_way_in_are_not_reported(
     client.delete("/api/user", json={"password": PASSWORD})
     assert notices.count() == (1, 0)
     assert len(mailbox.to(ADA, "Your account was deleted")) == 1
+
+
+def test_owner_is_not_notified_while_no_one_can_sign_in_with_spotify(
+    client: FlaskClient, mailbox: Mailbox, sandbox: SandboxClient, notices: Notices, make_app: MakeApp
+) -> None:
+    register_ada(client, mailbox)
+    connect(client, sandbox)
+    assert notices.count() == (1, 0)
+
+    disabled = make_app(SPOTIFY_SIGN_IN="false", SPOTIFY_APPS="both")
+    later = another_tab(client, disabled)
+    assert later.delete("/api/spotify").status_code == 204
+    assert "signs_in" not in connect(later, sandbox)
+    wait_for_background_work(disabled)
+    assert notices.count() == (1, 0)
