@@ -30,6 +30,8 @@ MAX_CALLS = {
     "unusable": PEOPLE + 8,  # after 5, 10, 20, … 320 seconds, but at most once a minute
     "revoked": 2 * PEOPLE,  # each rejection is confirmed after 15 minutes
 }
+# How long the slow application's calls take to fail.
+SLOW_SECONDS = 3
 UNUSABLE = ("envoy_503", "truncated_json", "close", "html_200", "json_502")
 
 
@@ -53,7 +55,7 @@ def break_applications(
             on="token", kind="rate_limited", retry_after=DAY, times=None, client_id=each["client_id"]
         )
     slow = ways["unusable"][0]
-    sandbox.fault(on="token", kind="timeout", times=PEOPLE, client_id=slow["client_id"])
+    sandbox.fault(on="token", kind="timeout", seconds=SLOW_SECONDS, times=PEOPLE, client_id=slow["client_id"])
     for number, each in enumerate(ways["unusable"]):
         kind = UNUSABLE[number % len(UNUSABLE)]
         sandbox.fault(on="token", kind=kind, times=None, client_id=each["client_id"])
