@@ -70,7 +70,7 @@ def _counts() -> dict[str, object]:
         by_outcome = dict(db.execute(last_hour).all())
         oldest = db.execute(sa.select(sa.func.min(AccessToken.due_at))).scalar_one()
         return {
-            **count_connections(),
+            **count_connections(has_application=services().applications.deployment is not None),
             "active, but expired": db.execute(expired).scalar_one(),
             "due now": refresh_queue.count_due(),
             "oldest due": rfc3339(oldest) if oldest is not None and oldest <= now else "none",

@@ -70,14 +70,17 @@ def create_app(config: Config) -> Flask:
         api.register_blueprint(blueprint)
     docs.init_app(app, api, config)
     jwks.init_app(app, services.jwt_issuer.public_keys if services.jwt_issuer is not None else [])
+    has_application = services.applications.deployment is not None
     health.init_app(
         app,
         services.redis,
         [RateLimitCollector(services.rate_limiter)],
-        [ConnectionCollector(), MailCollector()],
+        [ConnectionCollector(has_application=has_application), MailCollector()],
         _metrics_sampler(app, services),
     )
-    operator.init_app(app, OverviewReader(services.hourly_counts, services.rate_limiter))
+    operator.init_app(
+        app, OverviewReader(services.hourly_counts, services.rate_limiter, has_application=has_application)
+    )
     app.cli = LazyGroup(_add_commands)
     return app
 

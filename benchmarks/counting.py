@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 
 from app.factory import create_app
 from app.infra import database as product
@@ -34,7 +35,9 @@ def run(options: Options) -> Section:
         settings = {**servers.settings, "SPOTIFY_REDIRECT_URI": ANY_PORT_REDIRECT_URI}
         with create_app(Config.from_env(settings)).app_context():
             found = {
-                f"{rows:,} connections by state, for metrics": _milliseconds(count_connections),
+                f"{rows:,} connections by state, for metrics": _milliseconds(
+                    partial(count_connections, has_application=True)
+                ),
                 f"{rows:,} refreshes by outcome, for the operator page": _milliseconds(_count_an_hour),
                 f"rejections among {rows:,} refreshes, for the breaker": _milliseconds(_look_for_rejections),
             }

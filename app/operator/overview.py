@@ -68,8 +68,11 @@ class Overview:
 class OverviewReader:
     """Reads the numbers."""
 
-    def __init__(self, hourly: HourlyCounts, rate_limiter: SpotifyRateLimiter) -> None:
+    def __init__(
+        self, hourly: HourlyCounts, rate_limiter: SpotifyRateLimiter, *, has_application: bool
+    ) -> None:
         self._hourly = hourly
+        self._has_application = has_application
         self._rate_limiter = rate_limiter
         self._refreshes = RefreshHistory()
 
@@ -83,7 +86,7 @@ class OverviewReader:
 
     def _tokens(self, hours: Sequence[datetime]) -> TokenNumbers:
         return TokenNumbers(
-            connections=count_connections(),
+            connections=count_connections(has_application=self._has_application),
             oldest_due=_oldest_due(),
             refreshes=self._refreshes.read(hours),
             paused=[found.name for found in breaker.open_breakers()],

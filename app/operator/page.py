@@ -8,6 +8,7 @@ from app.models import GrantState
 from app.models.token_refresh import Outcome
 from app.operator.overview import Limits, Overview, TokenNumbers
 from app.operator.plots import Plot, Series, stacked_bars
+from app.spotify.tokens.metrics import WAITING
 
 # Names, colors (classes in the style sheet), and what belongs to them.
 _REFRESHES = (
@@ -25,6 +26,7 @@ _STATES = (
     (GrantState.ACTIVE, "active", "good"),
     (GrantState.SUSPECT, "suspect", "warning"),
     (GrantState.REAUTHORIZATION_REQUIRED, "reauthorization required", "bad"),
+    (WAITING, "waiting for an application", "warning"),
 )
 _THROTTLED = "throttled:"
 
@@ -56,6 +58,7 @@ def _tokens(overview: Overview, tokens: TokenNumbers) -> dict[str, Any]:
         "states": [
             (name, tokens.connections[state], round(tokens.connections[state] / total * 100, 1), color)
             for state, name, color in _STATES
+            if state in tokens.connections
         ],
         "refreshes": _plot(overview, _REFRESHES, counted),
         "is_counting": None in tokens.refreshes,

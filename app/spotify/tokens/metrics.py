@@ -20,34 +20,49 @@ from app.spotify.tokens.breaker_rules import Reason
 # Counting a million connections takes a few tenths of a second.
 CACHE_SECONDS = 15.0
 RECENT = timedelta(minutes=5)
+# The state of connections that need the deployment's application, which is gone.
+WAITING = "waiting"
 
 
 class ConnectionCollector(Collector):
-    """Reports connections by state, the refresh queue, and recent refreshes. Needs an application context."""
+    """Reports connections by state, the refresh queue, and recent refreshes. Needs an application context.
 
-    def __init__(self) -> None:
+    `has_application` says whether the deployment has one.
+    """
+
+    def __init__(self, *, has_application: bool) -> None:
+        self._has_application = has_application
         self._metrics: list[Metric] = []
         self._valid_until = 0.0
 
     def collect(self) -> Iterator[Metric]:
         """Read the numbers, or repeat those of some seconds ago."""
         if time.monotonic() >= self._valid_until:
-            self._metrics = [_connections(), _applications(), *_refreshes(), _breakers()]
+            self._metrics = [_connections(self._has_application), _applications(), *_refreshes(), _breakers()]
             self._valid_until = time.monotonic() + CACHE_SECONDS
         yield from self._metrics
 
 
-def count_connections() -> dict[str, int]:
-    """Return how many connections there are in each state."""
-    statement = sa.select(AccessToken.state, sa.func.count()).group_by(AccessToken.state)
+def count_connections(*, has_application: bool) -> dict[str, int]:
+    """Return how many connections there are in each state.
+
+    If the deployment has no application, those that were made with one and have not ended are `waiting`.
+    """
+    states: list[str] = list(GrantState)
+    state: sa.ColumnElement[str] = sa.type_coerce(AccessToken.state, sa.String)
+    if not has_application:
+        states.append(WAITING)
+        not_ended = AccessToken.state != GrantState.REAUTHORIZATION_REQUIRED
+        state = sa.case((sa.and_(AccessToken.client_id.is_(None), not_ended), WAITING), else_=state)
+    counted: sa.Select[str, int] = sa.select(state.label("counted_as"), sa.func.count())
     with reading() as db:
-        found = dict(db.execute(statement).all())
-    return {state.value: found.get(state.value, 0) for state in GrantState}
+        found = dict(db.execute(counted.group_by("counted_as")).all())
+    return {str(name): found.get(name, 0) for name in states}
 
 
-def _connections() -> Metric:
+def _connections(has_application: bool) -> Metric:
     family = GaugeMetricFamily("backline_connections", "Connections by state.", labels=["state"])
-    for state, count in count_connections().items():
+    for state, count in count_connections(has_application=has_application).items():
         family.add_metric([state], count)
     return family
 

@@ -95,3 +95,16 @@ def test_scheduler_waits_until_the_application_is_back(
 
     assert client.get("/api/spotify/v1/me").status_code == 200
     assert stored(app).generation == 1
+
+
+@pytest.mark.parametrize("database_url", ["sqlite", "mariadb"], indirect=True)
+def test_metrics_and_commands_tell_connections_that_wait_from_active_ones(
+    app: Flask, without: Flask, client: FlaskClient, sandbox: SandboxClient
+) -> None:
+    connect(client, sandbox)
+
+    for server, state in ((app, "active"), (without, "waiting")):
+        metrics = server.test_client().get("/metrics").text
+        assert f'backline_connections{{state="{state}"}} 1.0' in metrics
+        counted = server.test_cli_runner().invoke(args=["tokens", "status"]).stdout
+        assert {line.split()[0]: line.split()[-1] for line in counted.splitlines()[:4]}[state] == "1"
