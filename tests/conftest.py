@@ -24,7 +24,15 @@ from app.auth import passwords
 from app.infra import http_deadline, staleness
 from app.infra.redis_keys import PERMISSIONS
 from app.web import throttle
-from tests.helpers import announcements, children, secret_scanner, set_cookie, stored_sessions, time_limits
+from tests.helpers import (
+    announcements,
+    children,
+    hash_slots,
+    secret_scanner,
+    set_cookie,
+    stored_sessions,
+    time_limits,
+)
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.flows import PASSWORD
 from tests.helpers.mail_server import Mailbox, running_mailbox
@@ -361,7 +369,18 @@ def _recording() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def scanner(request: pytest.FixtureRequest) -> Iterator[secret_scanner.SecretScanner]:
+def _hash_slots(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that sends a command which a Redis Cluster would reject: its keys are in several slots."""
+    yield
+    if "redis_url" in request.fixturenames and not request.config.getoption("redis_cluster"):
+        commands = request.getfixturevalue("_redis_commands")
+        lines, commands.lines = commands.lines, []
+        if found := [*hash_slots.split_commands(lines)]:
+            pytest.fail("\n".join(["Keys in several slots of a Redis Cluster:", *found]), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def scanner(request: pytest.FixtureRequest, _hash_slots: None) -> Iterator[secret_scanner.SecretScanner]:
     """Fail a test in which the product sends, logs, or stores a secret where it must not."""
     read = {"redis_url": "_redis_commands", "database_url": "_columns"}
     if request.config.getoption("redis_cluster"):

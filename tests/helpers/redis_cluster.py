@@ -91,9 +91,19 @@ def is_cluster(url: str) -> bool:
 def direct_client(url: str) -> redis.Redis:
     """Return redis-py's own client for a URL, for tests that look at what is stored."""
     if not is_cluster(url):
-        return redis.Redis.from_url(url)
+        return _OneKeyClient.from_url(url)
     client: Any = _DirectClient(url.removeprefix(CLUSTER_SCHEME).split(",")[0], PORT)
     return cast("redis.Redis", client)
+
+
+class _OneKeyClient(redis.Redis):
+    def delete(self, *keys: Any) -> Any:
+        """Delete keys one by one, like redis-py's client for a cluster."""
+        return sum(super(_OneKeyClient, self).delete(key) for key in keys)
+
+    def exists(self, *keys: Any) -> Any:
+        """Look for keys one by one."""
+        return sum(super(_OneKeyClient, self).exists(key) for key in keys)
 
 
 class _DirectClient(redis.RedisCluster):

@@ -290,9 +290,14 @@ def _excerpts(text: str, spans: list[Span]) -> Iterator[tuple[str, str]]:
 
 
 class RedisCommands:
-    """Every command that Redis receives, and so all keys and values, including deleted ones."""
+    """Every command that Redis receives, and so all keys and values, including deleted ones.
+
+    Attributes:
+        lines: What MONITOR has shown, until someone takes it.
+    """
 
     def __init__(self, url: str) -> None:
+        self.lines: list[str] = []
         self._client = redis.Redis.from_url(url, socket_timeout=60)
         self._monitor: Any = self._client.monitor()  # type: ignore[no-untyped-call]
         self._monitor.__enter__()
@@ -304,6 +309,7 @@ class RedisCommands:
         # `Monitor.next_command` would also parse each command.
         while mark not in (line := _text(self._monitor.connection.read_response())):
             lines.append(line)
+        self.lines += lines
         yield "Redis", "\n".join(lines)
 
     def close(self) -> None:
