@@ -26,6 +26,7 @@ from app.settings.urls import is_loopback
 from config import ROOT, Config, ConfigError
 from script import demo, ports
 from script.env_file import START_OVER, CannotStartError, read_settings, write_dotenv
+from script.start_lock import lock_start
 from script.supervisor import Program, ProgramFailed, Programs, Stopped, say
 
 REDIS_DATA = Path("instance/redis")
@@ -45,9 +46,10 @@ def main() -> None:
     """Run until Ctrl-C (exit 0), or until something fails (exit 1)."""
     os.chdir(ROOT)
     try:
-        config = prepare()
+        starting, config = lock_start(), prepare()
         with Programs() as programs:
             store, app = start(programs, config)
+            starting.close()  # from now on, a second one finds the ports taken
             say(welcome(config, store, app))
             programs.wait_until(lambda: False, "", float("inf"))
     except Stopped:

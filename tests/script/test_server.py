@@ -1,5 +1,6 @@
 """script/server as people run it: from a fresh clone, with one command, until Ctrl-C."""
 
+import fcntl
 import os
 import re
 import signal
@@ -99,6 +100,18 @@ def test_second_server_names_the_taken_port_and_lost_redis_ends_the_first_one(
     assert first.wait() == 1
     assert "redis was ended by SIGKILL" in first.output
     assert first.remaining_processes() == []
+
+
+def test_second_server_says_that_the_first_one_is_starting(
+    run: Run, environ: Environ, checkout: Path
+) -> None:
+    with (checkout / "script/start_lock.py").open() as first:
+        fcntl.flock(first, fcntl.LOCK_EX)
+        second = run(environ)
+        assert second.wait() == 1
+
+    assert second.output.rstrip().endswith("script/server is already starting in this folder.")
+    assert not (checkout / ".env").exists()
 
 
 @pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
