@@ -26,7 +26,7 @@ def store(redis_proxy: FaultProxy) -> Iterator[redis.Redis]:
 
 def test_replies_are_in_the_order_of_the_commands(store: redis.Redis) -> None:
     replies = round_trip(
-        store, [("SET", "ä", b"\r\n\x00", "EX", 60), ("GET", "ä"), ("MGET", "ä", "none"), ("STRLEN", "ä")]
+        store, [("SET", "ä", b"\r\n\x00", "EX", 60), ("GET", "ä"), ("MGET", "ä", "{ä}"), ("STRLEN", "ä")]
     )
 
     assert replies.values == [b"OK", b"\r\n\x00", [b"\r\n\x00", None], 3]

@@ -273,7 +273,7 @@ def test_error_in_transaction_replaces_all_older_connections(
 
 @pytest.mark.parametrize(
     "command",
-    [("RENAME", "absent", "other"), ("EVALSHA", "0" * 40, 0)],
+    [("RENAME", "absent", "{absent}"), ("EVALSHA", "0" * 40, 0)],
     ids=["missing key", "missing script"],
 )
 def test_error_about_data_keeps_the_connections(redis_url: str, command: tuple[str | int, ...]) -> None:
