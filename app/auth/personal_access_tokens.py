@@ -9,14 +9,15 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app.auth.notifications import Notifications
-from app.errors import NotSignedIn, TooManyTokens
+from app.errors import TooManyTokens
 from app.infra import database
 from app.infra.bearer_token import hash_token, new_token
 from app.infra.database import reading, run_in_transaction
 from app.infra.row_versions import announce
-from app.models import MailKind, PersonalAccessToken, Right, User
+from app.models import MailKind, PersonalAccessToken, Right
 from app.models.personal_access_token import MAX_TOKEN_LIFETIME
 from app.models.times import is_over
+from app.models.user import lock_user
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class PersonalAccessTokens:
         token, granted = new_token(), " ".join(right for right in Right if right in {*rights})
 
         def work(db: Session) -> PersonalAccessToken:
-            user = _lock(db, user_id, session_epoch)
+            user = lock_user(db, user_id, session_epoch)
             now = database.db_now(db)
             db.execute(
                 sa.delete(PersonalAccessToken).where(
@@ -124,18 +125,6 @@ def revoke_all(db: Session, user_id: int, *, best_effort: bool = False) -> None:
     """Revoke all tokens of an account, in the caller's transaction. See `announce` for `best_effort`."""
     announce(db, users=[user_id], best_effort=best_effort)
     db.execute(sa.delete(PersonalAccessToken).where(PersonalAccessToken.user_id == user_id))
-
-
-def _lock(db: Session, user_id: int, session_epoch: int) -> User:
-    """Lock the account, so that no token is created while another transaction revokes them all.
-
-    Raises:
-        NotSignedIn: The account is gone or disabled, or its sessions have ended.
-    """
-    user = db.scalar(sa.select(User).where(User.id == user_id).with_for_update())
-    if user is None or user.disabled or user.session_epoch != session_epoch:
-        raise NotSignedIn
-    return user
 
 
 def _is_live(session_epoch: int, now: datetime) -> sa.ColumnElement[bool]:

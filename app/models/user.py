@@ -6,8 +6,9 @@ from datetime import datetime
 
 import sqlalchemy as sa
 from sqlalchemy.ext.hybrid import hybrid_property
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import Mapped, Session, mapped_column
 
+from app.errors import NotSignedIn
 from app.infra.clock import utc_now
 from app.infra.column_types import ExactString, UTCDateTime, code_string
 from app.infra.database import Base
@@ -115,3 +116,21 @@ class User(Base):
         """Set the address that will replace the current one, or remove it."""
         self.pending_email_address = entered
         self.pending_email = normalization.address_form(entered) if entered is not None else None
+
+
+def lock_user(db: Session, user_id: int, session_epoch: int) -> User:
+    """Lock an account whose owner signed in at this `session_epoch`, before adding something that is theirs.
+
+    Call this before reading what they have: while this transaction waits for the lock, another one may add
+    or revoke some of it, which an earlier read would have missed.
+
+    Raises:
+        NotSignedIn: The account is gone or disabled, or its sessions have ended.
+    """
+    user = db.scalar(sa.select(User).where(User.id == user_id).with_for_update())
+    # Under the lock: a password reset may have ended all sessions, and deleted what they had added.
+    if user is None or user.disabled or user.session_epoch != session_epoch:
+        raise NotSignedIn
+    # Nodes of a Galera cluster do not see each other's locks, only conflicting changes.
+    db.execute(sa.update(User).where(User.id == user_id).values(updated_at=utc_now()))
+    return user

@@ -12,6 +12,7 @@ from app.infra.database import reading, run_in_transaction
 from app.infra.row_versions import announce
 from app.models import AccessToken, SpotifyUser, User
 from app.models.snapshots import ConnectionSnapshot, UserSnapshot
+from app.models.user import lock_user
 from app.spotify import ownership
 from app.spotify.applications.lookup import Applications
 from app.spotify.clients.consent import Consent
@@ -123,7 +124,7 @@ class Connections:
 
         def work(db: Session) -> tuple[SpotifyUser, ConnectionRef]:
             if user is not None:
-                ownership.lock_user(db, user)
+                lock_user(db, user.id, user.session_epoch)
                 self._applications.require_current(db, user.id, consent.application)
             spotify_user = ownership.known_account(db, consent.profile)
             ownership.require_may_connect(db, spotify_user, user.id if user is not None else None)

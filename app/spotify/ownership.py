@@ -5,14 +5,12 @@ from sqlalchemy.orm import Session, lazyload
 
 from app.errors import (
     InvalidCredentials,
-    NotSignedIn,
     SpotifyAccountInUse,
     SpotifyAccountMismatch,
     SpotifyUnavailable,
 )
 from app.infra.clock import utc_now
 from app.models import SpotifyUser, User
-from app.models.snapshots import UserSnapshot
 from app.models.spotify_user import replaced_name
 from app.spotify.clients.profile import Profile
 
@@ -24,24 +22,6 @@ def locked(condition: sa.ColumnElement[bool]) -> sa.Select[SpotifyUser]:
     """
     alone = sa.select(SpotifyUser).options(lazyload(SpotifyUser.token))
     return alone.where(condition).with_for_update(of=SpotifyUser)
-
-
-def lock_user(db: Session, user: User | UserSnapshot) -> None:
-    """Lock the account, so that it gets at most one connection, and none once it or its sessions have ended.
-
-    Call this before reading any connection: while this callback waits for the lock, another one of the same
-    person may make a connection, which an earlier read would have missed.
-
-    Raises:
-        NotSignedIn: The account is gone or disabled, or its sessions have ended.
-    """
-    columns = sa.select(User.session_epoch, User.disabled_at)
-    row = db.execute(columns.where(User.id == user.id).with_for_update()).one_or_none()
-    # Under the lock: a password reset may have ended all sessions and deleted what they had connected.
-    if row is None or row.disabled_at is not None or row.session_epoch != user.session_epoch:
-        raise NotSignedIn
-    # Nodes of a Galera cluster do not see each other's locks, only conflicting changes.
-    db.execute(sa.update(User).where(User.id == user.id).values(updated_at=utc_now()))
 
 
 def known_account(db: Session, profile: Profile) -> SpotifyUser | None:

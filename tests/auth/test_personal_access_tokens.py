@@ -219,3 +219,11 @@ def test_maintenance_deletes_expired_tokens(ada: FlaskClient, app: Flask, sandbo
 
     assert run_maintenance(app)["prune_personal_access_tokens"] == 1
     assert len(rows(app)) == 2
+
+
+def test_new_token_changes_its_owner(ada: FlaskClient, app: Flask) -> None:
+    """So it conflicts with a password reset on another node of a Galera cluster, which sees no locks."""
+    before = owner(app).updated_at
+    create(app)
+
+    assert owner(app).updated_at > before

@@ -18,7 +18,8 @@ from app.infra.database import run_in_transaction
 from app.infra.encryption import TokenCipher
 from app.models import AccessToken, SpotifyApp, SpotifyUser, User
 from app.models.snapshots import UserSnapshot
-from app.spotify import connections, ownership
+from app.models.user import lock_user
+from app.spotify import connections
 from app.spotify.applications import pauses
 from app.spotify.applications.encryption import encrypt_secret
 from app.spotify.clients.accounts import SpotifyAccounts
@@ -82,7 +83,7 @@ class AppRegistration:
         self._require_accepted(Application(client_id, client_secret))
 
         def work(db: Session) -> tuple[SpotifyApp, list[int]]:
-            ownership.lock_user(db, owner)
+            lock_user(db, owner.id, owner.session_epoch)
             of_another = sa.or_(AccessToken.client_id.is_(None), AccessToken.client_id != client_id)
             ended = self._end_connection(db, owner.id, of_another)
             row = db.scalar(_of(owner.id))
@@ -111,7 +112,7 @@ class AppRegistration:
         """
 
         def work(db: Session) -> tuple[bool, list[int]]:
-            ownership.lock_user(db, owner)
+            lock_user(db, owner.id, owner.session_epoch)
             row = db.scalar(_of(owner.id))
             if row is None:
                 return False, []
