@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from flask import Flask
+from sqlalchemy.orm import Session
 
 from app.infra import mysql, mysql_pool, staleness
-from app.infra.database import db, db_now, read_db_now, writing
+from app.infra.database import db, db_now, read_db_now, run_in_transaction, writing
 from tests.conftest import MakeApp
 from tests.helpers.fake_mysql import fake_mysql
 from tests.helpers.fault_proxy import FaultProxy
@@ -98,6 +99,25 @@ def test_connections_to_a_demoted_mysql_are_replaced_before_a_write_fails(
     with app.app_context():
         read_db_now()
     assert not old & fill(app)
+
+
+def test_transaction_is_not_repeated_if_no_connection_can_be_opened(
+    mysql_proxy: FaultProxy, app: Flask
+) -> None:
+    fill(app)
+    attempts = []
+
+    def work(session: Session) -> None:
+        attempts.append(1)
+        db_now(session)
+
+    mysql_proxy.refuse()
+    with app.app_context():
+        db.engine.dispose()
+        with pytest.raises(sa.exc.OperationalError):
+            run_in_transaction(work, is_idempotent=True)
+
+    assert len(attempts) == 1
 
 
 @pytest.mark.parametrize("code", [1290, 1836, 1047, 1053, 1927, 3032, 3100, 1142, 1044, 1146, 9001])
