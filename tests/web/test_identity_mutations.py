@@ -143,7 +143,7 @@ MUTATIONS = [
     ),
     Mutation(
         "token-created-by-an-ended-session",
-        "app/auth/personal_access_tokens.py",
+        "app/models/user.py",
         " or user.session_epoch != session_epoch:",
         ":",
         f"{TOKENS}::test_session_that_has_ended_creates_no_token",
