@@ -54,9 +54,7 @@ from app.spotify.tokens.service import TokenService
 from app.spotify.ways_in import SpotifyWayIn
 from app.user.account import UserAccounts
 from app.user.emails import EmailWriter
-from app.web import (
-    trace_context,
-)
+from app.web import trace_context
 from app.web.throttle import Throttle
 from config import Config
 
